@@ -1,0 +1,152 @@
+# Steward: from labelled pairs of records to a small model that decides like a careful data steward.
+# Every target that needs the environment makes it by itself; `make help` shows targets, models and variables.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDARY:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+$(if $(filter 4.% 5.%,$(MAKE_VERSION)),,$(error GNU Make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then gmake))
+
+# Whatever changes a result is in its path or its manifest.
+TASK ?= crm
+BACKEND ?= hf
+SET ?=
+LIMIT ?=
+FORCE ?=
+# Processes for training: one for each GPU, one on a CPU.
+GPUS ?= $(or $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)),1)
+# Another root for everything generated; `make demo` works under demo/ and leaves your own data alone.
+WORK ?=
+# An interpreter that has the packages already (the Docker image sets it); empty: make builds an environment.
+PY ?=
+
+MODELS := $(basename $(notdir $(wildcard configs/*.yaml)))
+TASKS := $(notdir $(patsubst %/task.yaml,%,$(wildcard src/tasks/*/task.yaml)))
+$(if $(filter $(TASK),$(TASKS)),,$(error no task '$(TASK)'; there is: $(TASKS)))
+BACKENDS := $(filter-out __init__,$(basename $(notdir $(wildcard src/constrained_decode/*.py))))
+$(if $(filter $(BACKEND),$(BACKENDS)),,$(error no backend '$(BACKEND)'; there is: $(BACKENDS)))
+
+# The first task keeps the flat paths; another task's files live one folder down.
+SUB := $(if $(filter crm,$(TASK)),,/$(TASK))
+D := $(WORK)data$(SUB)
+O := $(WORK)outputs$(SUB)
+R := $(WORK)reports$(SUB)
+T := src/tasks/$(TASK)
+TASK_FLAG := $(if $(SUB),--task $(TASK))
+SETTINGS := $(if $(SET),--set $(SET))
+AGAIN := $(if $(FORCE),--force)
+# What every scoring depends on; touching one re-scores and generates nothing.
+SCORING := src/evaluate_kpis.py $(T)/kpis.py $(T)/fields.py
+
+## make setup             create or update the environment: conda/mamba where present (crm-dedup-llm), else .venv
+CONDA := $(firstword $(shell command -v mamba conda 2>/dev/null || true))
+REQUIREMENTS := $(if $(shell command -v nvidia-smi 2>/dev/null || true),requirements-gpu.txt,requirements.txt)
+ENV := $(if $(PY),,.env/bin)
+BIN = $(shell cat .env/bin 2>/dev/null)
+PYTHON = $(if $(PY),$(PY),$(BIN)/python)
+.PHONY: setup
+setup: $(ENV)
+	@echo "environment ready: $(PYTHON)"
+.env/bin: env.yml requirements.txt requirements-gpu.txt
+	@mkdir -p .env; rm -f $@
+ifneq ($(CONDA),)
+	$(CONDA) env update --name crm-dedup-llm --file env.yml --prune
+	$(CONDA) run --name crm-dedup-llm python -m pip install --quiet -r $(REQUIREMENTS)
+	@$(CONDA) run --name crm-dedup-llm python -c 'import os, sys; print(os.path.dirname(sys.executable))' > $@.part && mv $@.part $@
+else
+	@python=$$(for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done) \
+	  || { echo "error: Python 3.11 or 3.12 is needed and neither python3, python3.12 nor python3.11 is one; install it, or conda" >&2; exit 2; }; \
+	  echo "making .venv with $$($$python --version) and $(REQUIREMENTS); this takes a minute or more"; \
+	  $$python -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) && echo .venv/bin > $@
+endif
+
+## make prep              data/all.jsonl -> train, val, test and prompts; synthetic pairs where there is no all.jsonl
+.PHONY: prep
+prep: $(D)/processed/manifest.json
+	@echo "prompts are ready in $(D)/processed"
+$(D)/manifest.json: src/prepare_splits.py src/near_duplicates.py src/rows.py $(T)/data.py $(T)/synthetic.py $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
+	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(TASK_FLAG)
+$(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md src/tasks/__init__.py configs/decoding.jsonschema
+	$(PYTHON) $< --data $(D) $(TASK_FLAG)
+
+## make check-<model>     before any GPU hour: config, template, lengths, adapter, memory, time, one masked sample
+.PHONY: $(MODELS:%=check-%)
+$(MODELS:%=check-%): check-%: configs/%.yaml $(D)/processed/manifest.json
+	$(PYTHON) src/check_model.py --config $< --train $(D)/processed/train.jsonl $(SETTINGS) $(TASK_FLAG)
+
+## make train-<model>     fine-tune into outputs/<model>-lora and merge into outputs/<model>-merged (SET="train.lr=1e-4", FORCE=1)
+.PHONY: $(MODELS:%=train-%)
+$(MODELS:%=train-%): train-%: $(O)/%-merged/manifest.json
+LAUNCH = $(PYTHON) -m accelerate.commands.launch --quiet --num_processes $(GPUS) $(if $(filter-out 1,$(GPUS)),--multi_gpu) \
+	--num_machines 1 --mixed_precision no --dynamo_backend no
+$(MODELS:%=$(O)/%-merged/manifest.json): $(O)/%-merged/manifest.json: configs/%.yaml $(D)/processed/manifest.json $(if $(SET)$(FORCE),ALWAYS)
+	$(LAUNCH) src/sft_train.py --config $< --train $(D)/processed/train.jsonl --val $(D)/processed/val.jsonl --out $(O) $(SETTINGS) $(AGAIN) $(TASK_FLAG)
+.PHONY: ALWAYS
+# The stand-in's random weights are made here; every other model comes from a folder or the hub.
+$(O)/standin-merged/manifest.json check-standin: models/standin/manifest.json
+models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
+	$(PYTHON) $< --data $(D)/processed/train.jsonl --out $(@D)
+
+## make kpi-<model>       answer the test rows and score the answers: reports/<model>_metrics.json (BACKEND=, LIMIT=)
+.PHONY: $(MODELS:%=kpi-%)
+$(MODELS:%=kpi-%): kpi-%: $(R)/%_metrics.json
+$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/dataset.py src/constrained_decode/$(BACKEND).py configs/decoding.jsonschema $(if $(LIMIT)$(FORCE),ALWAYS)
+	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) --schema configs/decoding.jsonschema --data $(D)/test.jsonl \
+	  --out $@ $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
+
+## make baseline          what one would use instead, on the same rows: majority, gradient boosting, Splink
+.PHONY: baseline
+baseline: $(R)/baselines.json
+$(R)/baselines.json: src/baseline.py $(T)/classical.py $(SCORING) $(D)/manifest.json | $(ENV)
+	$(PYTHON) $< --train $(D)/train.jsonl --val $(D)/val.jsonl --data $(D)/test.jsonl --out $(R) $(TASK_FLAG)
+
+## make report            reports/model_comparison.md, metrics.csv and index.html from what has been measured (never trains)
+.PHONY: report
+report: $(R)/manifest.json
+	@echo "the comparison is in $(R)/model_comparison.md, the page in $(R)/index.html"
+$(R)/manifest.json: src/make_report.py $(wildcard src/report_*) $(wildcard $(R)/*_metrics.json) $(wildcard configs/*.yaml) $(T)/task.yaml | $(ENV)
+	$(PYTHON) $< --reports $(R) $(TASK_FLAG)
+
+## make demo              a fresh clone, a laptop: the whole chain on a small stand-in model, under demo/
+.PHONY: demo demo-steps
+demo: $(ENV)
+	@$(MAKE) WORK=demo/ demo-steps
+demo-steps: | $(ENV)
+	@$(MAKE) prep
+	@$(MAKE) check-standin
+	@$(MAKE) train-standin
+	@$(MAKE) kpi-standin
+	@$(MAKE) baseline
+	@$(MAKE) report
+	@echo; sed -n '/^| Model/,/^$$/p' $(R)/model_comparison.md
+	@echo "The stand-in has random weights and $$(wc -l < $(D)/train.jsonl) synthetic training pairs: it shows the pipeline, not what a model can do."
+	@printf 'made:  %s\n' $(D)/ $(O)/standin-lora/ $(O)/standin-merged/ $(R)/standin_metrics.json $(R)/model_comparison.md $(R)/index.html
+
+## make test              lint and all tests: no GPU, no network
+.PHONY: test lint
+test: lint
+	$(PYTHON) -m pytest
+## make lint              ruff alone
+lint: $(ENV)
+	$(PYTHON) -m ruff check .
+
+## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
+.PHONY: clean
+clean:
+	rm -rf demo models/standin $(O)/*-lora $(O)/*-merged $(D)/processed $(D)/synthetic.jsonl $(D)/synthetic.jsonl.manifest.json
+	rm -f $(D)/manifest.json $(D)/train.jsonl $(D)/val.jsonl $(D)/test.jsonl
+	rm -f $(R)/*_metrics.json $(R)/*_predictions.jsonl $(R)/*_predictions.manifest.json $(R)/baselines.json $(R)/metrics.csv $(R)/index.html $(R)/manifest.json
+	@if [ -f $(R)/model_comparison.md ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi
+	@rmdir $(O) $(R) 2>/dev/null || true
+
+## make help              this list
+.PHONY: help
+help:
+	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST))
+	@printf '\nmodels     %s\ntasks      %s\nbackends   %s\n\nvariables and their present values\n' "$(MODELS)" "$(TASKS)" "$(BACKENDS)"
+	@printf '  %-9s %-22s %s\n' TASK "$(TASK)" "which folder of src/tasks" BACKEND "$(BACKEND)" "engine that answers" \
+	  SET "$(or $(SET),-)" "settings to override in training, e.g. train.lr=1e-4" LIMIT "$(or $(LIMIT),-)" "answer only so many test rows" \
+	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
+	  WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"

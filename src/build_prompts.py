@@ -1,0 +1,90 @@
+"""Turn split rows into chat prompts and gold answers: python src/build_prompts.py
+
+Writes data/processed/{train,val}.jsonl. With --config, the rows that a model cannot take are counted and listed too.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from common import Clock, existing_file, row_id, run, sha256_file, write_manifest, written_whole
+from rows import Problems, checked_rows
+from tasks import DEFAULT, load_task
+
+SPLITS = ("train", "val")
+MOST_LISTED = 20
+
+
+def main():
+    args = parse_args()
+    clock, task = Clock(), load_task(args.task)
+    folder = Path(args.data or task.under("data"))
+    out = Path(args.out or folder / "processed")
+    gauges = [LengthGauge(path) for path in args.config]
+    n_rows = write_prompts(folder, out, task, gauges)
+    print(", ".join(f"{n:,} {split} prompts" for split, n in n_rows.items()) + f" in {out}")
+    for gauge in gauges:
+        gauge.report()
+    if not gauges:
+        print("lengths depend on a model's tokenizer: make check-<model> counts and lists the rows that do not fit it")
+    write_manifest(out / "manifest.json", clock, task=task.name, system_text=task.system_text, rows=n_rows,
+                   left_out={gauge.path: gauge.left_out for gauge in gauges},
+                   sha256={split: sha256_file(out / f"{split}.jsonl") for split in SPLITS})
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with train.jsonl and val.jsonl (default data)")
+    parser.add_argument("--out", help="folder to write (default <data>/processed)")
+    parser.add_argument("--config", nargs="*", default=[], help="count token lengths for these models' configs, for example configs/qwen3_4b.yaml")
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+    return parser.parse_args()
+
+
+def write_prompts(folder, out, task, gauges):
+    """Stream both splits into their prompt files; the number of rows of each."""
+    problems, n_rows = Problems(), dict.fromkeys(SPLITS, 0)
+    with written_whole(*(out / f"{split}.jsonl" for split in SPLITS)) as files:
+        for split, file in zip(SPLITS, files, strict=True):
+            source = existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first")
+            for _, row in checked_rows(source, task, problems):
+                prompt = prompt_row(row, task)
+                file.write(json.dumps(prompt, ensure_ascii=False) + "\n")
+                n_rows[split] += 1
+                for gauge in gauges:
+                    gauge.measure(split, prompt)
+            problems.stop_if_any(source)
+    return n_rows
+
+
+def prompt_row(row, task):
+    return {"id": row_id(row), "prompt": task.messages(row["input"]),
+            "completion": [{"role": "assistant", "content": task.completion(row["output"])}]}
+
+
+class LengthGauge:
+    """Which rows one model cannot take whole."""
+
+    def __init__(self, path):
+        import dataset
+        from config import load_config
+
+        self.path, self.config, self.left_out = path, load_config(path), {}
+        self.chat = dataset.load_chat(self.config)
+
+    def measure(self, split, prompt):
+        import dataset
+
+        _, left_out = dataset.encode_rows([prompt], self.chat, self.config)
+        self.left_out.setdefault(split, []).extend(left_out)
+
+    def report(self):
+        import dataset
+
+        for split, left_out in self.left_out.items():
+            print(f"{self.path}: {len(left_out):,} {split} rows do not fit")
+            dataset.print_left_out(left_out, f"{self.path}, {split}", MOST_LISTED)
+
+
+if __name__ == "__main__":
+    run(main)

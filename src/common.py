@@ -1,0 +1,312 @@
+"""What every step shares: errors a user can act on, strict JSON lines, files written whole or not at all, manifests."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class UserError(Exception):
+    """The call or its input was wrong: exit code 2, the message alone."""
+
+
+class WorkFailed(Exception):
+    """The work itself failed: exit code 1, the message alone."""
+
+
+def run(main):
+    """Call a step's main and turn whatever a user can cause into one message and an exit code."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except WorkFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped by the keyboard; nothing half-written was left", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stdout = None
+        sys.exit(0)
+    except OSError as error:
+        message = explain_os_error(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        message = explain_no_space(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain_os_error(error):
+    """One sentence for the file-system errors a user causes; None for the rest."""
+    where = error.filename or "the output"
+    if error.errno in NO_SPACE:
+        return f"{where}: no space left to write ({error.strerror}); free some space or choose another --out, then run again"
+    if isinstance(error, FileNotFoundError):
+        return f"{where}: no such file or folder; check the path"
+    if isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError | FileExistsError):
+        return f"{where}: {error.strerror}; check the path and its permissions"
+    return None
+
+
+def explain_no_space(error):
+    """Libraries that write through native code report a full disk as text only."""
+    text = str(error)
+    if any(os.strerror(code).lower() in text.lower() for code in NO_SPACE):
+        return f"no space left to write ({text.strip().splitlines()[-1]}); free some space or choose another --out, then run again"
+    return None
+
+
+def to_json(value):
+    """The one serialisation of a value inside a prompt or an answer: compact, and free of control-token spellings.
+
+    Every chat template opens its control tokens with `<` or `[`; inside a string both are written as escapes, so
+    `<|im_end|>` or `[/INST]` in a record stays data and the JSON value is unchanged. Lone surrogates have no UTF-8.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _STRING.sub(lambda match: _UNSAFE.sub(_escape, match.group()), text)
+
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_UNSAFE = re.compile("[<\\[\ud800-\udfff]")
+
+
+def _escape(match):
+    return f"\\u{ord(match.group()):04x}"
+
+
+def parse_json(text):
+    """json.loads without its leniencies: NaN, infinities and repeated keys are errors."""
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def _no_repeats(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {repeated!r} appears twice in one object")
+    return value
+
+
+def read_lines(path):
+    """(line number, line) of a UTF-8 text file; a line that is not UTF-8 comes as the error that it raised."""
+    path = existing_file(path)
+    with open(path, "rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield number, error
+
+
+def read_jsonl(path):
+    """Every row of a JSON Lines file that one of our own steps wrote."""
+    rows = []
+    for number, line in read_lines(path):
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a JSON line ({error}); make the file again with the step that wrote it") from error
+    return rows
+
+
+def read_json(path):
+    try:
+        return json.loads(existing_file(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); mend it or make it again") from error
+
+
+def existing_file(path, hint="check the path"):
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}; {hint}")
+    return path
+
+
+@contextlib.contextmanager
+def written_whole(*paths):
+    """Open files for writing that appear under their names only when the block ends well."""
+    paths = [Path(path) for path in paths]
+    parts = [path.with_name(path.name + ".part") for path in paths]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    try:
+        for part in parts:
+            files.append(open(part, "w", encoding="utf-8"))
+        yield files if len(files) > 1 else files[0]
+        for file in files:
+            file.close()
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE and not error.filename:
+            error.filename = str(paths[0])
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.close()
+        for part in parts:
+            part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path, text):
+    with written_whole(path) as out:
+        out.write(text)
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text):
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def row_id(row):
+    """The row's own id, or a name made from its input that every step derives alike."""
+    return str(row["id"]) if "id" in row else "row-" + sha256_text(to_json(row["input"]))[:12]
+
+
+class Clock:
+    """Wall time and peak memory of a step, for its manifest."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    def facts(self):
+        import resource
+
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        facts = {"wall_s": round(time.perf_counter() - self.start, 3), "peak_memory_mib": round(peak_kib / 1024, 1)}
+        torch = sys.modules.get("torch")
+        if torch and torch.cuda.is_available():
+            facts["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        return facts
+
+
+def write_manifest(path, clock, **facts):
+    """Say where a result came from. Written last, so its presence means that the result is whole."""
+    write_json(path, {"step": Path(sys.argv[0]).name, "command": shown_command(), **facts, **clock.facts(),
+                      "git_commit": git_commit(), "versions": versions(), "hardware": hardware(),
+                      "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+
+
+def shown_command():
+    return " ".join(shown_path(part) for part in ["python", *sys.argv])
+
+
+def shown_path(path):
+    """A path as a manifest may hold it: inside the project relative to it, outside by its last name only."""
+    text = str(path)
+    if not os.path.isabs(text):
+        return text
+    return os.path.relpath(text, ROOT) if text.startswith(f"{ROOT}/") else Path(text).name
+
+
+def git_commit():
+    with contextlib.suppress(OSError):
+        head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+        dirty = subprocess.run(["git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+        if head.returncode == 0:
+            return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    return None
+
+
+def versions():
+    """Versions of the libraries that this process really loaded."""
+    from importlib.metadata import version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "sklearn", "splink", "numpy"):
+        if name in sys.modules:
+            found[name] = version({"sklearn": "scikit-learn"}.get(name, name))
+    return found
+
+
+def hardware():
+    facts = {"machine": platform.machine(), "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["gpu_count"] = torch.cuda.device_count()
+    return facts
+
+
+def quiet_libraries():
+    """Keep the model libraries' own bars and advice out of our output; their errors still show."""
+    import logging
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def progress(total, unit, title):
+    """A progress bar on a terminal, a plain line every ten seconds in a log; `update(n)` moves it."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        return tqdm(total=total, unit=unit, desc=title, unit_scale=True, dynamic_ncols=True)
+    return PlainProgress(total, unit, title)
+
+
+class PlainProgress:
+    EVERY_S = 10
+
+    def __init__(self, total, unit, title):
+        self.total, self.unit, self.title, self.n = total, unit, title, 0
+        self.start = self.said = time.monotonic()
+        self.note = ""
+
+    def update(self, n=1):
+        self.n += n
+        if time.monotonic() - self.said >= self.EVERY_S:
+            self.said = time.monotonic()
+            rate = self.n / (self.said - self.start)
+            print(f"{self.title}: {self.n:,} of {self.total:,} {self.unit} ({100 * self.n / max(self.total, 1):.0f} %), "
+                  f"{rate:,.1f} {self.unit}/s{self.note}", file=sys.stderr, flush=True)
+
+    def set_postfix_str(self, note, refresh=True):
+        self.note = f", {note}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def close(self):
+        pass

@@ -1,0 +1,189 @@
+"""One model = one YAML: the plan's four sections, checked key by key before anything heavy starts."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from common import ROOT, UserError, shown_path
+
+
+@dataclass(frozen=True)
+class Peft:
+    method: typing.Literal["lora", "qlora"]
+    r: int = field(metadata={"at_least": 1})
+    alpha: int = field(metadata={"at_least": 1})
+    dropout: float = field(metadata={"at_least": 0.0, "below": 1.0})
+    target_modules: str | list[str]
+
+
+@dataclass(frozen=True)
+class Train:
+    lr: float = field(metadata={"above": 0.0, "at_most": 0.1})
+    epochs: float = field(metadata={"above": 0.0})
+    batch_size: int = field(metadata={"at_least": 1})
+    grad_accum: int = field(metadata={"at_least": 1})
+    max_seq_len: int = field(metadata={"at_least": 64})
+    bf16: bool
+    gradient_ckpt: bool
+    warmup_ratio: float = field(default=0.03, metadata={"at_least": 0.0, "below": 1.0})
+    weight_decay: float = field(default=0.0, metadata={"at_least": 0.0})
+    schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
+    packing: typing.Literal["auto", "on", "off"] = "auto"
+    evals_per_epoch: int = field(default=2, metadata={"at_least": 1})
+    eval_rows: int = field(default=1000, metadata={"at_least": 1})
+    patience: int = field(default=3, metadata={"at_least": 1})
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Gen:
+    max_new_tokens: int = field(metadata={"at_least": 1})
+    temperature: float = field(metadata={"at_least": 0.0})
+    top_p: float = field(metadata={"above": 0.0, "at_most": 1.0})
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a model's own template needs to render our prompts the same in training, serving and tomorrow."""
+
+    system_in_user: bool = False
+    template_vars: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Merge:
+    dtype: typing.Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    qlora_base: typing.Literal["dequantized", "original"] = "dequantized"
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str
+    model_id: str
+    peft: Peft
+    train: Train
+    gen: Gen
+    chat: Chat = field(default_factory=Chat)
+    merge: Merge = field(default_factory=Merge)
+
+
+def load_config(path, overrides=()):
+    """The checked configuration in a YAML file, with `section.key=value` overrides applied."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.stem, model_names(), n=1, cutoff=0.0)
+        raise UserError(f"{path}: no such config; there is: {', '.join(model_names()) or 'none'}"
+                        + (f" (nearest: configs/{near[0]}.yaml)" if near else ""))
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}; mend the line named") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a mapping of settings was expected, found {type(values).__name__}; copy the shape of another config")
+    for text in overrides:
+        _override(values, text)
+    return _build(Config, values, shown_path(path), "")
+
+
+def model_names():
+    return sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+
+
+def config_from_dict(values, where):
+    """A configuration that an earlier step resolved and kept in its manifest."""
+    return _build(Config, values, where, "")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that reads 2e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+
+def _override(values, text):
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: write it as section.key=value, for example --set train.lr=1e-4")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {text}: {section!r} is a value, not a section")
+    try:
+        values[last] = yaml.load(value, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: {value!r} is not a YAML value; quote it if it is text") from error
+
+
+def _build(kind, values, where, prefix):
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: '{prefix.rstrip('.')}' must be a section with the keys {', '.join(fields)}, found {values!r}")
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
+            raise UserError(f"{where}: unknown key '{prefix}{key}' (value {values[key]!r}), did you mean '{prefix}{near[0]}'?")
+    missing = [name for name, f in fields.items() if name not in values
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"{where}: missing key '{prefix}{missing[0]}'; add it, as the other configs have it")
+    return kind(**{key: _value(hints[key], value, fields[key].metadata, where, prefix + key) for key, value in values.items()})
+
+
+def _value(hint, value, limits, where, key):
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where, key + ".")
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        # YAML reads a bare on/off as a boolean.
+        value = {True: "on", False: "off"}.get(value, value) if "on" in choices and isinstance(value, bool) else value
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
+            raise UserError(f"{where}: {key}: {value!r} is none of {', '.join(choices)}; did you mean '{near[0]}'?")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not _is_a(hint, value):
+        raise UserError(f"{where}: {key}: {value!r} is {type(value).__name__}, expected {_hint_name(hint)}")
+    for limit, holds, words in _LIMITS:
+        if limit in limits and not holds(value, limits[limit]):
+            raise UserError(f"{where}: {key}: {value!r} must be {words} {limits[limit]}")
+    return value
+
+
+_LIMITS = [("at_least", lambda v, x: v >= x, "at least"), ("above", lambda v, x: v > x, "above"),
+           ("at_most", lambda v, x: v <= x, "at most"), ("below", lambda v, x: v < x, "below")]
+
+
+def _is_a(hint, value):
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_is_a(option, value) for option in arguments)
+    if origin is list:
+        return isinstance(value, list) and bool(value) and all(_is_a(arguments[0], item) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_a(arguments[0], k) and _is_a(arguments[1], v) for k, v in value.items())
+    if hint is bool or isinstance(value, bool):
+        return hint is bool and isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, hint)
+
+
+def _hint_name(hint):
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))

@@ -1,0 +1,34 @@
+"""One file an engine. An engine module has `load(model_path, task, config)`; what it returns answers messages.
+
+    engine.answers(list of messages)  -> yields (position, Answer), in the engine's own order
+    engine.verdicts(list of messages) -> yields (position, {label: probability}), without generating
+    engine.facts                      -> what a manifest should say about it
+"""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import UserError
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str                       # exactly what the model wrote, without the end token
+    finish_reason: str              # stop, or length when the token budget cut it off
+    prompt_tokens: int
+    completion_tokens: int
+    probabilities: dict[str, float]  # of each verdict, read where the verdict is decided
+    seconds: float                  # the batch's time over its rows: what one answer cost
+
+
+def engine_names():
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load_engine(name):
+    if name not in engine_names():
+        near = difflib.get_close_matches(name, engine_names(), n=1, cutoff=0.0)
+        raise UserError(f"--backend {name}: there is no such engine; there is: {', '.join(engine_names())} (nearest: {near[0]})")
+    return importlib.import_module(f"constrained_decode.{name}")

@@ -1,0 +1,201 @@
+"""Fold an adapter into its base and prove that the merged model decides alike before it gets its name.
+
+A QLoRA adapter was trained against the 4-bit weights, so by default those are dequantized and merged; the deltas are
+added in float32 and rounded once. Folding into the 4-bit weights themselves would erase nearly all of a small delta.
+"""
+
+import dataclasses
+import gc
+import shutil
+
+from common import Clock, UserError, WorkFailed, read_json, sha256_file, write_manifest
+
+N_PROMPTS = 64
+# Mean difference of verdict probabilities between adapter and merged model that rounding alone explains (LOG.md has the figures).
+TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
+CLEAR_MARGIN = 5  # tolerances by which a verdict must lead before a change of it counts
+
+
+def merge(config, task, lora, merged, rows, fingerprint):
+    """Write the merged model, compare it with the adapter on real prompts, and only then give it its name."""
+    import dataset
+
+    clock = Clock()
+    check_disk(lora, merged)
+    chat = dataset.pinned_chat(dataset.load_tokenizer(str(lora)), config.chat)
+    prompts, answers = parity_cases(rows, chat, config)
+    branch = dataset.find_branch(chat, task)
+    print(f"merging {lora} in {config.merge.dtype}", flush=True)
+    with_adapter = look(lambda: load_adapter_model(config, lora), prompts, answers, branch, chat)
+    part = merged.with_name(merged.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        fold(config, lora, part, chat)
+        alone = look(lambda: load_merged(part), prompts, answers, branch, chat)
+        parity = compare(with_adapter, alone, config, len(prompts))
+        if not parity["passed"]:
+            raise WorkFailed(refusal(lora, parity, config))
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(merged, ignore_errors=True)
+    part.rename(merged)
+    trained = read_json(lora / "manifest.json")
+    write_manifest(merged / "manifest.json", clock, config=dataclasses.asdict(config), fingerprint=fingerprint, task=task.name, parity=parity,
+                   merge={"dtype": config.merge.dtype, "base": qlora_base(config)}, training=trained["training"] | {"wall_s": trained["wall_s"], "hardware": trained["hardware"]},
+                   data=trained["data"], adapter_sha256=sha256_file(lora / "adapter_model.safetensors"))
+    print(f"parity gate passed: {parity['words']}\nmerged model in {merged}")
+
+
+def check_disk(lora, merged):
+    """The merged model is written beside an older one, so there must be room for it whole."""
+    merged.parent.mkdir(parents=True, exist_ok=True)
+    needed = base_bytes(read_json(lora / "adapter_config.json")["base_model_name_or_path"])
+    free = shutil.disk_usage(merged.parent).free
+    if needed and free < needed:
+        raise UserError(f"{merged.parent}: the merged model takes about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room, then run the same command: "
+                        "the adapter is kept and only the merge runs again")
+
+
+def base_bytes(base):
+    """Size of the base model's weights where they lie in a folder or in the hub's cache; 0 when unknown."""
+    import dataset
+    from pathlib import Path
+
+    folder = Path(dataset.local_or_hub(base))
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(base, "config.json")
+        if not isinstance(found, str):
+            return 0
+        folder = Path(found).parent
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def qlora_base(config):
+    return config.merge.qlora_base if config.peft.method == "qlora" else "as trained"
+
+
+def parity_cases(rows, chat, config):
+    """Prompts and answers of evenly spaced validation rows that fit the model."""
+    import dataset
+
+    examples, _ = dataset.encode_rows(rows, chat, config)
+    step = max(1, len(examples) // N_PROMPTS)
+    examples = examples[::step][:N_PROMPTS]
+    lengths = [dataset.n_answer_tokens(example) for example in examples]
+    return ([example["input_ids"][:-n] for example, n in zip(examples, lengths, strict=True)],
+            [example["input_ids"][-n:] for example, n in zip(examples, lengths, strict=True)])
+
+
+def load_adapter_model(config, lora):
+    """The model as it was trained: base in training precision, 4-bit for QLoRA, adapter on top."""
+    from peft import PeftModel
+
+    import sft_train
+
+    base, _ = sft_train.load_base(config)
+    return PeftModel.from_pretrained(base, lora).eval()
+
+
+def load_merged(folder):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def fold(config, lora, folder, chat):
+    """Base + adapter -> plain weights in `folder`, with tokenizer, pinned template and end tokens for any server."""
+    import torch
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    import dataset
+
+    model = PeftModel.from_pretrained(load_fold_base(config), lora).merge_and_unload(safe_merge=True)
+    model = model.to(getattr(torch, config.merge.dtype))
+    if config.merge.dtype == "float16" and not all(torch.isfinite(weights).all() for weights in model.parameters()):
+        raise WorkFailed("the merged weights overflow float16; set merge.dtype: bfloat16")
+    ends = dataset.end_ids(chat)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else ends[0],
+                                               bos_token_id=chat.tokenizer.bos_token_id)
+    model.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
+    del model
+    free_memory()
+
+
+def load_fold_base(config):
+    """The weights that the delta is added to, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import dataset
+    import sft_train
+
+    if config.peft.method == "qlora" and config.merge.qlora_base == "dequantized":
+        base, _ = sft_train.load_base(config)
+        return base.dequantize().float()
+    with dataset.hub_errors_explained(config.model_id):
+        return AutoModelForCausalLM.from_pretrained(sft_train.base_path(config), dtype=torch.float32)
+
+
+def look(load, prompts, answers, branch, chat):
+    """Verdict probabilities and the gold answers' log-probability a token, from a model that is loaded for this and freed."""
+    from constrained_decode.hf import verdict_probabilities
+    import dataset
+
+    model = load()
+    pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else dataset.end_ids(chat)[0]
+    verdicts = [shares for start in range(0, len(prompts), 8) for shares in verdict_probabilities(model, prompts[start:start + 8], branch, pad)]
+    logprobs = [answer_logprob(model, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    del model
+    free_memory()
+    return verdicts, logprobs
+
+
+def answer_logprob(model, prompt, answer):
+    import torch
+
+    ids = torch.tensor([prompt + answer], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, -len(answer):, None]).mean().item()
+
+
+def compare(with_adapter, alone, config, n_prompts):
+    """How far the merged model is from the adapter, and whether rounding explains it."""
+    tolerance = TOLERANCE[config.merge.dtype]
+    (verdicts_a, logprobs_a), (verdicts_b, logprobs_b) = with_adapter, alone
+    gaps = [abs(a[label] - b[label]) for a, b in zip(verdicts_a, verdicts_b, strict=True) for label in a]
+    changed = [(a, b) for a, b in zip(verdicts_a, verdicts_b, strict=True) if max(a, key=a.get) != max(b, key=b.get)]
+    clearly = sum(margin(a) > CLEAR_MARGIN * tolerance for a, _ in changed)
+    mean_gap, logprob_gap = sum(gaps) / len(gaps), sum(abs(a - b) for a, b in zip(logprobs_a, logprobs_b, strict=True)) / len(logprobs_a)
+    words = (f"verdict probabilities differ by {mean_gap:.2g} on average (limit {tolerance:g}), {max(gaps):.2g} at most; {len(changed)} of {n_prompts} verdicts change, "
+             f"{clearly} of them clear ones; gold answers by {logprob_gap:.2g} nats a token")
+    return {"passed": mean_gap <= tolerance and clearly == 0, "words": words, "prompts": n_prompts, "mean_probability_gap": mean_gap,
+            "max_probability_gap": max(gaps), "verdicts_changed": len(changed), "clear_verdicts_changed": clearly, "answer_logprob_gap": logprob_gap,
+            "tolerance": tolerance}
+
+
+def margin(shares):
+    first, second, *_ = sorted(shares.values(), reverse=True)
+    return first - second
+
+
+def refusal(lora, parity, config):
+    advice = ("set merge.qlora_base to the other of dequantized and original, or " if config.peft.method == "qlora" else "") + \
+        ("set merge.dtype: float32" if config.merge.dtype != "float32" else "look whether base model and adapter belong together")
+    return (f"the merged model does not decide like the adapter: {parity['words']}. The adapter in {lora} is whole and was kept, the merged model was not. "
+            f"Next: {advice}, and run the same command again: only the merge runs")
+
+
+def free_memory():
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

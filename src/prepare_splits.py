@@ -1,0 +1,163 @@
+"""Split labelled rows 80/10/10: python src/prepare_splits.py --in data/all.jsonl --out data
+
+Stratified by verdict; rows that share a record, a near-identical record or a `group` stay in one split.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import Clock, UserError, existing_file, progress, read_lines, run, sha256_file, write_manifest, written_whole
+from rows import Problems, checked_rows
+from tasks import DEFAULT, load_task
+
+SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+SYNTHETIC_ROWS = 2_000
+
+
+def main():
+    args = parse_args()
+    clock, task = Clock(), load_task(args.task)
+    source, synthetic = find_rows(args, task)
+    import near_duplicates  # numpy: not for --help
+
+    index = read_index(source, task)
+    groups = near_duplicates.groups(index)
+    split_of, n_moved = assign(index.labels, groups, args.seed)
+    counts = write_splits(source, args.out, split_of, index, task)
+    report(counts, n_moved, groups, index, synthetic)
+    write_manifest(Path(args.out) / "manifest.json", clock, task=task.name, source=Path(source).name, synthetic=synthetic,
+                   source_sha256=sha256_file(source), seed=args.seed, rows=len(index.labels), pairs_moved=n_moved,
+                   groups=int(groups.max()) + 1, largest_group=largest(groups), identical_pairs=index.identical_pairs, classes=counts,
+                   sha256={name: sha256_file(Path(args.out) / f"{name}.jsonl") for name in SPLITS})
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--in", dest="source", help="labelled rows, JSON Lines; if it is missing, synthetic pairs take its place (default data/all.jsonl)")
+    parser.add_argument("--out", help="folder for train.jsonl, val.jsonl, test.jsonl and manifest.json (default data)")
+    parser.add_argument("--seed", type=int, default=42, help="another seed gives another split (default 42)")
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+    args = parser.parse_args()
+    folder = load_task(args.task).under("data")
+    args.source, args.out = args.source or folder / "all.jsonl", args.out or folder
+    return args
+
+
+def find_rows(args, task):
+    """The user's file, or synthetic pairs in its place, said aloud."""
+    if Path(args.source).exists():
+        return args.source, False
+    import synthesize
+
+    made = Path(args.out) / "synthetic.jsonl"
+    print(f"{args.source} is not there: making {SYNTHETIC_ROWS:,} synthetic pairs in {made} instead; "
+          f"put your own labelled pairs into {args.source} for a model that knows your data", flush=True)
+    synthesize.make(task.name, SYNTHETIC_ROWS, 1, made)
+    return made, True
+
+
+def read_index(source, task):
+    """One pass over the file: every row checked, and a few numbers kept of each."""
+    import near_duplicates
+
+    with open(existing_file(source), "rb") as lines:
+        n_lines = sum(1 for _ in lines)
+    if n_lines == 0:
+        raise UserError(f"{source}: the file is empty; it needs one labelled pair a line")
+    index, problems = near_duplicates.Index(n_lines, task.module("data")), Problems()
+    with progress(n_lines, "rows", "check and index") as bar:
+        for number, row in checked_rows(source, task, problems):
+            index.add(number, row, task.labels.index(row["output"][task.label_key]))
+            if index.n % 1000 == 0:
+                bar.update(1000)
+        index.close()
+    for message in index.conflicts(source, task.labels):
+        problems.note(message)
+    problems.stop_if_any(source)
+    if index.n < 3:
+        raise UserError(f"{source}: {index.n} labelled row(s); three splits need at least 3")
+    return index
+
+
+def assign(labels, groups, seed):
+    """A split for every row: groups whole, every class as near to 80/10/10 as the groups allow. Also how many pairs grouping moved.
+
+    Starts from the plain stratified split; groups larger than one row then go where their classes lack most, largest
+    first, and rows alone in their group fill what is left.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    n_classes = int(labels.max()) + 1
+    quota = np.array([[share * (labels == c).sum() for c in range(n_classes)] for share in SPLITS.values()])
+    plain = np.zeros(len(labels), np.int8)
+    for c in range(n_classes):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        plain[members] = np.searchsorted(np.cumsum(quota[:, c]).round(), np.arange(len(members)), side="right").clip(max=2)
+
+    sizes = np.bincount(groups)
+    in_group = sizes[groups] > 1
+    split_of = np.full(len(labels), -1, np.int8)
+    by_group = np.flatnonzero(in_group)[np.argsort(groups[in_group], kind="stable")]
+    blocks = np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1) if len(by_group) else []
+    lacking = quota.copy()
+    for block in sorted(blocks, key=len, reverse=True):
+        mix = np.bincount(labels[block], minlength=n_classes)
+        # Relative lack, so that the small splits get their share of the groups too.
+        wanted = ((lacking / np.maximum(quota, 1e-9)) * (mix > 0)).sum(1)
+        fits = (lacking - mix >= -0.5).all(1)
+        best = int(np.argmax(np.where(fits, wanted, wanted - 1e6)))
+        split_of[block] = best
+        lacking[best] -= mix
+    for c in range(n_classes):
+        alone = np.flatnonzero(~in_group & (labels == c))
+        alone = alone[np.argsort(plain[alone], kind="stable")]
+        room = np.maximum(lacking[:, c], 0)
+        ends = (np.cumsum(room) / max(room.sum(), 1e-9) * len(alone)).round()
+        split_of[alone] = np.searchsorted(ends, np.arange(len(alone)), side="right").clip(max=2)
+    return split_of, int((in_group & (split_of != plain)).sum())
+
+
+def write_splits(source, folder, split_of, index, task):
+    """Second pass: every line goes to its split as it stands, and the classes are counted."""
+    names = list(SPLITS)
+    counts = {name: dict.fromkeys(task.labels, 0) for name in names}
+    paths = [Path(folder) / f"{name}.jsonl" for name in names]
+    at = 0
+    with written_whole(*paths) as files, progress(len(split_of), "rows", "write splits") as bar:
+        for number, line in read_lines(source):
+            if at < len(split_of) and index.lines[at] == number:
+                name = names[split_of[at]]
+                files[split_of[at]].write(line if line.endswith("\n") else line + "\n")
+                counts[name][task.labels[index.labels[at]]] += 1
+                at += 1
+                if at % 1000 == 0:
+                    bar.update(1000)
+    return counts
+
+
+def largest(groups):
+    import numpy as np
+
+    return int(np.bincount(groups).max())
+
+
+def report(counts, n_moved, groups, index, synthetic):
+    n_rows = len(index.labels)
+    print(f"{n_rows:,} {'synthetic ' if synthetic else ''}rows, {int(groups.max()) + 1:,} groups, largest {largest(groups):,}; "
+          f"{n_moved:,} pairs moved so that no record stands in two splits; {index.identical_pairs:,} rows repeat an earlier pair")
+    for name, classes in counts.items():
+        total = sum(classes.values())
+        mix = ", ".join(f"{label} {n:,} ({100 * n / max(total, 1):.1f} %)" for label, n in classes.items())
+        print(f"  {name:<5} {total:>9,} ({100 * total / n_rows:.1f} %): {mix}")
+    if largest(groups) > SPLITS["test"] * n_rows:
+        print(f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; records that look alike chain them together, "
+              "so the splits cannot keep 80/10/10")
+    for name, classes in counts.items():
+        for label, n in classes.items():
+            if n == 0:
+                print(f"warning: {name} has no {label} row; its scores there cannot be measured")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,97 @@
+"""Labelled rows: what a row must be, and every line that is not one, by number."""
+
+import jsonschema
+
+from common import UserError, existing_file, parse_json, read_lines
+
+ROW_KEYS = {"id", "group", "input", "output"}
+MOST_PROBLEMS_SHOWN = 1_000
+
+
+class Problems(list):
+    """Messages about wrong lines; past a thousand the file is another kind of file and the reading stops."""
+
+    def note(self, message):
+        self.append(message)
+        if len(self) >= MOST_PROBLEMS_SHOWN:
+            self.stop(f"the first {MOST_PROBLEMS_SHOWN:,} problems; the rest was not read")
+
+    def stop_if_any(self, source):
+        if self:
+            self.stop(f"{len(self):,} problem(s) in {source}")
+
+    def stop(self, headline):
+        raise UserError("\n".join([*self, f"{headline}; nothing was written. Mend these lines or take them out, then run again"]))
+
+
+def checked_rows(source, task, problems):
+    """(line number, row) of every good line; what is wrong with the others goes to `problems`."""
+    check = row_checker(task)
+    existing_file(source)
+    for number, line in read_lines(source):
+        try:
+            row = check(line)
+        except ValueError as error:
+            problems.note(f"{source}:{number}: {error}")
+        else:
+            if row is not None:
+                yield number, row
+
+
+def load_rows(source, task):
+    """All rows of a file, or one message with all its wrong lines."""
+    problems = Problems()
+    rows = [row for _, row in checked_rows(source, task, problems)]
+    problems.stop_if_any(source)
+    if not rows:
+        raise UserError(f"{source}: the file is empty; it needs one labelled pair a line")
+    return rows
+
+
+def row_checker(task):
+    """A function from one line to its row, None for a blank line, ValueError with the reason otherwise."""
+    check_case = task.module("data").check_case
+    schema = jsonschema.Draft202012Validator(task.answer_schema)
+
+    def check(line):
+        if isinstance(line, UnicodeDecodeError):
+            raise ValueError(f"not UTF-8 (byte {line.object[line.start]:#04x} at column {line.start + 1}); save the file as UTF-8")
+        if not line.strip():
+            return None
+        row = parse_line(line)
+        problems = row_problems(row) or [*check_case(row["input"]), *map(answer_problem, sorted(schema.iter_errors(row["output"]), key=str))]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return row
+
+    return check
+
+
+def parse_line(line):
+    try:
+        return parse_json(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}; one JSON object a line") from error
+
+
+def row_problems(row):
+    """What is wrong with a row's own keys, before its input and output are looked at."""
+    if not isinstance(row, dict):
+        return [f"a JSON object was expected, found {type(row).__name__}"]
+    problems = [f"no key {key!r}; a row is {{\"input\": ..., \"output\": ...}}" for key in ("input", "output") if key not in row]
+    problems += [f"unknown key {key!r}; a row may hold {', '.join(sorted(ROW_KEYS))}" for key in sorted(row.keys() - ROW_KEYS)]
+    problems += [f"{key!r} must be text or a whole number, found {row[key]!r}" for key in ("id", "group")
+                 if key in row and (not isinstance(row[key], str | int) or isinstance(row[key], bool) or row[key] == "")]
+    return problems
+
+
+def answer_problem(error):
+    """A schema error in the words of a row."""
+    place = ".".join(["output", *map(str, error.path)])
+    if error.validator == "maxLength":
+        return f"{place} is {len(error.instance)} characters long, at most {error.validator_value} are allowed"
+    if error.validator == "enum":
+        return f"{place}: {error.instance!r} is none of {', '.join(error.validator_value)}"
+    return f"{place}: {error.message}"

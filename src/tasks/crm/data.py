@@ -1,0 +1,52 @@
+"""What a CRM row is: its two records, how they are compared for sameness, and its mirror image."""
+
+import re
+import unicodedata
+
+RECORDS = ("record1", "record2")
+
+
+def check_case(case):
+    """What is wrong with a row's input, in words; empty when it is a pair of records."""
+    if not isinstance(case, dict):
+        return [f"'input' must be an object with record1 and record2, found {type(case).__name__}"]
+    problems = [f"'input' has no {name!r}" for name in RECORDS if name not in case]
+    problems += [f"'input' has the unknown key {key!r}; only record1 and record2 are read" for key in case if key not in RECORDS]
+    problems += [f"input.{name} must be a JSON object, found {type(case[name]).__name__}"
+                 for name in RECORDS if name in case and not isinstance(case[name], dict)]
+    return problems
+
+
+def parts(case):
+    """The things that must not be seen in two splits: here both records."""
+    return [case[name] for name in RECORDS]
+
+
+def swap(case):
+    """The same question asked the other way round; the verdict should not change."""
+    return {"record1": case["record2"], "record2": case["record1"]}
+
+
+def plain_text(record):
+    """A record's values without case, accents, punctuation, key names or their order."""
+    return " ".join(sorted(word for word in (plain(value) for value in leaves(record)) if word))
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item)
+    elif value is not None:
+        yield str(value)
+
+
+def plain(text):
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return _NOT_WORD.sub("", text.casefold())
+
+
+_NOT_WORD = re.compile(r"[\W_]+")
