@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common import Clock, existing_file, row_id, run, sha256_file, write_manifest, written_whole
+from common import Clock, UserError, existing_file, row_id, run, sha256_file, write_manifest, written_whole
 from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task
 
@@ -22,6 +22,7 @@ def main():
     out = Path(args.out or folder / "processed")
     gauges = [LengthGauge(path) for path in args.config]
     n_rows = write_prompts(folder, out, task, gauges)
+    (out / "manifest.json").unlink(missing_ok=True)
     print(", ".join(f"{n:,} {split} prompts" for split, n in n_rows.items()) + f" in {out}")
     for gauge in gauges:
         gauge.report()
@@ -43,10 +44,10 @@ def parse_args():
 
 def write_prompts(folder, out, task, gauges):
     """Stream both splits into their prompt files; the number of rows of each."""
+    sources = {split: existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first") for split in SPLITS}
     problems, n_rows = Problems(), dict.fromkeys(SPLITS, 0)
     with written_whole(*(out / f"{split}.jsonl" for split in SPLITS)) as files:
-        for split, file in zip(SPLITS, files, strict=True):
-            source = existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first")
+        for (split, source), file in zip(sources.items(), files, strict=True):
             for _, row in checked_rows(source, task, problems):
                 prompt = prompt_row(row, task)
                 file.write(json.dumps(prompt, ensure_ascii=False) + "\n")
@@ -54,6 +55,8 @@ def write_prompts(folder, out, task, gauges):
                 for gauge in gauges:
                     gauge.measure(split, prompt)
             problems.stop_if_any(source)
+        if not n_rows["train"]:
+            raise UserError(f"{sources['train']}: there is no row in it; make it again with src/prepare_splits.py")
     return n_rows
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -40,14 +41,8 @@ def run(main):
     except BrokenPipeError:
         sys.stdout = None
         sys.exit(0)
-    except OSError as error:
-        message = explain_os_error(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        message = explain_no_space(error)
+        message = explain_os_error(error) or explain_no_space(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -56,6 +51,8 @@ def run(main):
 
 def explain_os_error(error):
     """One sentence for the file-system errors a user causes; None for the rest."""
+    if not isinstance(error, OSError):
+        return None
     where = error.filename or "the output"
     if error.errno in NO_SPACE:
         return f"{where}: no space left to write ({error.strerror}); free some space or choose another --out, then run again"
@@ -94,11 +91,18 @@ def _escape(match):
 
 def parse_json(text):
     """json.loads without its leniencies: NaN, infinities and repeated keys are errors."""
-    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+    return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats)
 
 
 def _no_constant(name):
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text):
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
 
 
 def _no_repeats(pairs):
@@ -127,7 +131,7 @@ def read_jsonl(path):
     for number, line in read_lines(path):
         try:
             rows.append(json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not a JSON line ({error}); make the file again with the step that wrote it") from error
     return rows
 
@@ -135,7 +139,7 @@ def read_jsonl(path):
 def read_json(path):
     try:
         return json.loads(existing_file(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); mend it or make it again") from error
 
 
@@ -156,7 +160,8 @@ def written_whole(*paths):
     files = []
     try:
         for part in parts:
-            files.append(open(part, "w", encoding="utf-8"))
+            # A lone surrogate has no UTF-8; its backslash escape is the JSON one.
+            files.append(open(part, "w", encoding="utf-8", errors="backslashreplace"))
         yield files if len(files) > 1 else files[0]
         for file in files:
             file.close()
@@ -203,14 +208,20 @@ class Clock:
         self.start = time.perf_counter()
 
     def facts(self):
-        import resource
-
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        facts = {"wall_s": round(time.perf_counter() - self.start, 3), "peak_memory_mib": round(peak_kib / 1024, 1)}
+        facts = {"wall_s": round(time.perf_counter() - self.start, 3), "peak_memory_mib": round(peak_memory_bytes() / 2**20, 1)}
         torch = sys.modules.get("torch")
         if torch and torch.cuda.is_available():
             facts["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
         return facts
+
+
+def peak_memory_bytes():
+    """The most memory that this process held; Linux's own ru_maxrss starts at what the parent held when it started us."""
+    import resource
+
+    with contextlib.suppress(OSError):
+        return int(re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_manifest(path, clock, **facts):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -58,7 +59,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Merge:
-    dtype: typing.Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: typing.Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     qlora_base: typing.Literal["dequantized", "original"] = "dequantized"
 
 
@@ -82,13 +83,14 @@ def load_config(path, overrides=()):
                         + (f" (nearest: configs/{near[0]}.yaml)" if near else ""))
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}; mend the line named") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a mapping of settings was expected, found {type(values).__name__}; copy the shape of another config")
     for text in overrides:
         _override(values, text)
-    return _build(Config, values, shown_path(path), "")
+    where = f"{shown_path(path)} with --set {' '.join(overrides)}" if overrides else shown_path(path)
+    return _build(Config, values, where, "")
 
 
 def model_names():
@@ -104,10 +106,12 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that reads 2e-4 as a number, as YAML 1.2 does, and refuses a key given twice."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        seen = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -182,7 +186,7 @@ def _is_a(hint, value):
         return hint is bool and isinstance(value, bool)
     if hint is str:
         return isinstance(value, str) and bool(value.strip())
-    return isinstance(value, hint)
+    return isinstance(value, hint) and (hint is not float or math.isfinite(value))
 
 
 def _hint_name(hint):

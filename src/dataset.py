@@ -6,10 +6,11 @@ One Chat renders a model's prompts for training, check, evaluation and service, 
 import contextlib
 import os
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, UserError
+from common import ROOT, UserError, explain_no_space, read_jsonl
 
 IGNORED = -100
 
@@ -43,6 +44,12 @@ class Chat:
         system, user, *rest = messages
         return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
+    @property
+    def pad_id(self):
+        """Fills up batches; masked everywhere, so any token serves where the tokenizer names none."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self.tokenizer.eos_token_id
+
     def control_ids(self):
         """Ids that steer the model and must never come from a record."""
         added = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
@@ -71,8 +78,19 @@ def load_tokenizer(model_id):
     from transformers import AutoTokenizer
 
     place = str(model_id) if (Path(model_id) / "tokenizer_config.json").is_file() else local_or_hub(model_id)
+    if Path(place).is_dir() and not any(path.name.startswith(("token", "vocab", "tekken")) for path in Path(place).iterdir()):
+        raise UserError(f"{model_id}: this folder holds no tokenizer; copy the tokenizer files of its base model into it")
     with hub_errors_explained(model_id):
+        ask_hub_once(place)
         return AutoTokenizer.from_pretrained(place)
+
+
+def ask_hub_once(place):
+    """Fail at once where the hub does not answer: for a file it has not got, its client tries eleven times in a minute."""
+    import huggingface_hub as hub
+
+    if not Path(place).is_dir() and not isinstance(hub.try_to_load_from_cache(place, "config.json"), str):
+        hub.get_hf_file_metadata(hub.hf_hub_url(place, "config.json"), timeout=10)
 
 
 def local_or_hub(model_id):
@@ -94,20 +112,26 @@ def hub_errors_explained(model_id):
 
     try:
         yield
-    except (OSError, hub.HfHubHTTPError) as error:
+    except (UserError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        if explain_no_space(error):
+            raise
         causes = chain(error)
         text = " ".join(str(cause) for cause in causes)
-        if any(isinstance(cause, hub.GatedRepoError) for cause in causes) or "gated repo" in text.lower():
+        if any(isinstance(cause, hub.GatedRepoError) for cause in causes) or "trying to access a gated repo" in text:
             raise UserError(f"{model_id}: access to this model is gated; accept its licence at https://huggingface.co/{model_id}, "
                             "then run: hf auth login") from error
         if any(isinstance(cause, hub.RepositoryNotFoundError) for cause in causes) or "not a valid model identifier" in text:
             raise UserError(f"{model_id}: no such model on the hub, or a private one; check model_id, or run: hf auth login") from error
-        if any(isinstance(cause, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled | ConnectionError) for cause in causes) or "connect" in text.lower():
+        unreachable = hub.LocalEntryNotFoundError | ConnectionError | TimeoutError | socket.gaierror
+        if any(isinstance(cause, unreachable) for cause in causes) or "connect" in text.lower():
             offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
             raise UserError(f"{model_id}: not on this machine, and the hub cannot be reached"
                             + (" (HF_HUB_OFFLINE is set)" if offline else "")
                             + "; check the network, or give a local folder as model_id") from error
-        raise UserError(f"{model_id}: could not be loaded ({str(error).strip().splitlines()[0]}); check model_id or the folder's files") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{model_id}: could not be loaded ({reason}); check model_id or the folder's files") from error
 
 
 def chain(error):
@@ -134,6 +158,17 @@ def encode(prompt, completion, chat):
         raise UserError("the chat template writes no end token after the answer, so the model would never learn to stop; choose an instruct checkpoint")
     ids = ids[:end + 1]
     return {"input_ids": ids, "labels": [IGNORED] * len(prompt_ids) + ids[len(prompt_ids):]}
+
+
+def read_prompts(path):
+    """The rows that src/build_prompts.py wrote; another file in its place is said to be one."""
+    rows = read_jsonl(path)
+    if not rows:
+        raise UserError(f"{path}: the file is empty; make it again with src/build_prompts.py")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not row.keys() >= {"id", "prompt", "completion"}:
+            raise UserError(f"{path}:{number}: not a prompt row (id, prompt, completion); src/build_prompts.py makes them from labelled rows")
+    return rows
 
 
 def n_answer_tokens(example):

@@ -4,10 +4,9 @@ Predicts first when the predictions beside --out are missing or were made from s
 """
 
 import argparse
-from pathlib import Path
 
 from common import Clock, UserError, read_json, read_jsonl, run, shown_path, write_manifest
-from tasks import DEFAULT, load_task
+from tasks import load_task
 
 N_BOOTSTRAP = 1_000
 N_BINS = 10
@@ -23,7 +22,7 @@ def main():
     if args.model_path:
         predict.predict_unless_done(args, task, predictions)
     facts = read_json(predict.manifest_path(predictions))
-    metrics = score(read_jsonl(predictions), task)
+    metrics = score(read_predictions(predictions, task), task)
     write_manifest(args.out, clock, **identity(facts, predictions), **metrics)
     print_summary(args.out, metrics["kpis"])
 
@@ -39,6 +38,25 @@ def parse_args():
     if not args.model_path and not args.predictions:
         raise UserError("give --model_path to predict and score, or --predictions to score what is there")
     return args
+
+
+def read_predictions(path, task):
+    """What src/predict.py wrote; another file in its place is said to be one."""
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if not is_prediction(row, task):
+            raise UserError(f"{path}:{number}: not a prediction of the task {task.name}; make it again with src/predict.py --out {path}")
+    return rows
+
+
+def is_prediction(row, task):
+    """Whether a row holds what the KPIs read."""
+    try:
+        shares = [row.get(key) or task.labels for key in ("probabilities", "swapped_probabilities")]
+        return (row["gold"][task.label_key] in task.labels and row["label"] in (None, *task.labels) and {"input", "raw", "answer"} <= row.keys()
+                and all(set(share) == set(task.labels) for share in shares))
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def identity(facts, predictions):
@@ -116,7 +134,7 @@ class Columns:
         rng, sums = np.random.default_rng(SEED), []
         for _ in range(0, N_BOOTSTRAP, 50):
             weights = rng.multinomial(len(matrix), np.full(len(matrix), 1 / len(matrix)), size=50)
-            sums.append(weights @ matrix)
+            sums.append(weights.astype(float) @ matrix)  # integers would miss the fast matrix product
         resampled = self._formulas(np.concatenate(sums))
         return {name: self._kpi(point[name], resampled[name]) for name in point}
 

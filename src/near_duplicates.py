@@ -1,8 +1,9 @@
 """Which rows must stay together: rows that share a part (a record), a near-identical part, or a group.
 
-A part's signature is 32 MinHashes of its letter 4-grams, cut to 16 bits. Eight bands of four values are eight
-64-bit keys; parts that meet in a band and agree in at least NEAR of their values are near-identical. At a true
-similarity of 0.92 (one typing slip in a hundred characters) a pair is missed once in 40,000; memory is 64 bytes a part.
+A part's signature is 64 MinHashes of its letter 4-grams, cut to 8 bits. Sixteen bands of four values are sixteen
+32-bit keys; parts that meet in a band and agree in at least NEAR of their values are near-identical. At a true
+similarity of 0.92 (one typing slip in a hundred characters) a pair is missed once in 100,000, at 0.9 once in 7,000;
+at 0.6 one in a hundred is tied. Memory is 64 bytes a part.
 """
 
 import hashlib
@@ -10,14 +11,17 @@ import json
 
 import numpy as np
 
-N_HASHES, BAND = 32, 4
-NEAR = 0.8
+from common import read_lines
+
+N_HASHES, BAND = 64, 4
+NEAR = 0.75
 GRAM = 4
+NEIGHBOURS = 16  # compared with each part of a bucket; 50,000 records with one long note in common took 108 s when all were, 4 s so
 BLOCK = 4_000
 NO_KEY = np.uint64(0)
 _rng = np.random.default_rng(20_201)
-MULTIPLIERS = (_rng.integers(1, 2**63, N_HASHES, dtype=np.uint64) << np.uint64(1)) | np.uint64(1)
-OFFSETS = _rng.integers(0, 2**63, N_HASHES, dtype=np.uint64)
+MULTIPLIERS = _rng.integers(0, 2**32, N_HASHES, dtype=np.uint32) | np.uint32(1)
+OFFSETS = _rng.integers(0, 2**32, N_HASHES, dtype=np.uint32)
 
 
 class Index:
@@ -55,7 +59,7 @@ class Index:
         start, width = self.n - len(self.waiting), len(self.waiting[0])
         if self.exact is None:
             self.exact = np.zeros((len(self.lines), width), np.uint64)
-            self.signatures = np.zeros((len(self.lines), width, N_HASHES // BAND), np.uint64)
+            self.signatures = np.zeros((len(self.lines), width, N_HASHES // BAND), np.uint32)
         texts = [text for parts in self.waiting for text in parts]
         # An empty part says nothing, so it ties nothing together.
         self.exact[start:self.n] = np.array([hash64(text) if text else 0 for text in texts], np.uint64).reshape(-1, width)
@@ -70,12 +74,17 @@ class Index:
         """Ids used twice, and one pair with two verdicts: a message for each."""
         found = []
         for first, second in repeats(self.ids):
-            found.append(f"{source}:{self.lines[second]}: this id stands already in line {self.lines[first]}; ids must differ")
+            found.append(f"{source}:{self.lines[second]}: id {id_in(source, self.lines[second])!r} stands already in line {self.lines[first]}; ids must differ")
         for first, second in repeats(self.pairs):
             if self.labels[first] != self.labels[second]:
                 found.append(f"{source}:{self.lines[second]}: labelled {label_names[self.labels[second]]}, but line {self.lines[first]} holds the "
                              f"same pair as {label_names[self.labels[first]]}; decide which is right")
         return found
+
+
+def id_in(source, line):
+    """The id in one line that was found good before; only its hash is kept."""
+    return next(json.loads(text)["id"] for number, text in read_lines(source) if number == line)
 
 
 def hash64(text):
@@ -94,10 +103,11 @@ def repeats(keys):
 
 
 def signatures(texts):
-    """MinHash signatures of many texts at once, as (N_HASHES / BAND) keys each; a text under four letters has none."""
-    encoded = [text.encode("utf-8", "backslashreplace") for text in texts]
+    """MinHash signatures of many texts at once, as (N_HASHES / BAND) keys each; an empty text has none."""
+    # Three blanks between words: no gram spans two of them, so a slip that changes their order changes no other word's grams.
+    encoded = [f"   {text.replace(' ', '   ')}   ".encode("utf-8", "backslashreplace") if text else b"" for text in texts]
     lengths = np.array([max(len(text) - GRAM + 1, 0) for text in encoded])
-    result = np.zeros((len(texts), N_HASHES // BAND), np.uint64)
+    result = np.zeros((len(texts), N_HASHES // BAND), np.uint32)
     kept = np.flatnonzero(lengths)
     if not len(kept):
         return result
@@ -108,13 +118,13 @@ def signatures(texts):
     inside = np.ones(len(letters), bool)
     for back in range(1, GRAM):
         inside[starts[1:] - back] = False
-    grams = scramble(grams[inside[:len(grams)]])
+    grams = scramble(grams[inside[:len(grams)]]).astype(np.uint32)
     begins = np.concatenate([[0], np.cumsum(lengths[kept])[:-1]])
-    minima = np.empty((len(kept), N_HASHES), np.uint16)
+    minima = np.empty((len(kept), N_HASHES), np.uint8)
     for h in range(N_HASHES):
         mixed = grams * MULTIPLIERS[h] + OFFSETS[h]
-        minima[:, h] = scramble(np.minimum.reduceat(mixed, begins)) & np.uint64(0xFFFF)
-    result[kept] = minima.view(np.uint64)
+        minima[:, h] = scramble(np.minimum.reduceat(mixed, begins).astype(np.uint64)) & np.uint64(0xFF)
+    result[kept] = minima.view(np.uint32)
     return result
 
 
@@ -137,10 +147,10 @@ def groups(index):
     _, one_of_each = np.unique(exact, return_index=True)
     one_of_each = one_of_each[exact[one_of_each] != NO_KEY]
     bands = index.signatures.reshape(n_rows * width, -1)[one_of_each]
-    values = bands.view(np.uint16)
+    values = bands.view(np.uint8)
     rows = row_of_part[one_of_each]
     for band in range(bands.shape[1]):
-        join_near(parent, bands[:, band], values, rows)
+        join_near(parent, bands[:, band], bands[:, band - 1], values, rows)
     return np.unique(roots(parent), return_inverse=True)[1]
 
 
@@ -153,20 +163,30 @@ def leaders(keys, rows):
     return rows[first], rows[later]
 
 
-def join_near(parent, keys, values, rows):
-    """Join what meets in one band and agrees enough. What does not agree with a bucket's first goes on without it."""
-    order = np.argsort(keys, kind="stable")
+def join_near(parent, keys, other_keys, values, rows):
+    """Join what meets in one band and agrees enough, looking at the next few only: a bucket of look-alikes must not cost its square.
+
+    Sorted by another band too, so that in a large bucket near-identical parts still stand side by side.
+    """
+    order = np.lexsort((other_keys, keys))
     order = order[keys[order] != NO_KEY]
-    while len(order) > 1:
-        ordered = keys[order]
-        first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-        leader = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
-        near = np.empty(len(order), bool)
-        for start in range(0, len(order), 100_000):
-            part = slice(start, start + 100_000)
-            near[part] = (values[leader[part]] == values[order[part]]).mean(1) >= NEAR
-        join(parent, rows[leader[near & ~first]], rows[order[near & ~first]])
-        order = order[~near]  # a leader is near itself, so every round ends smaller
+    for step in range(1, NEIGHBOURS + 1):
+        left, right = order[:-step], order[step:]
+        meet = keys[left] == keys[right]
+        if not meet.any():
+            return
+        left, right = left[meet], right[meet]
+        near = agree(values, left, right)
+        join(parent, rows[left[near]], rows[right[near]])
+
+
+def agree(values, lefts, rights):
+    """Which pairs of signatures have at least NEAR of their values in common, a part at a time to bound the memory."""
+    near = np.empty(len(lefts), bool)
+    for start in range(0, len(lefts), 100_000):
+        part = slice(start, start + 100_000)
+        near[part] = (values[lefts[part]] == values[rights[part]]).mean(1) >= NEAR
+    return near
 
 
 def join(parent, lefts, rights):

@@ -9,8 +9,23 @@ from pathlib import Path
 
 import jsonschema
 
-from common import (ROOT, Clock, UserError, existing_file, parse_json, progress, quiet_libraries, read_json, row_id, run, sha256_file, sha256_text, shown_path,
-                    write_manifest, written_whole)
+from common import (
+    ROOT,
+    Clock,
+    UserError,
+    existing_file,
+    parse_json,
+    progress,
+    quiet_libraries,
+    read_json,
+    row_id,
+    run,
+    sha256_file,
+    sha256_text,
+    shown_path,
+    write_manifest,
+    written_whole,
+)
 from config import config_from_dict, load_config
 from constrained_decode import engine_names, load_engine
 from rows import load_rows
@@ -51,6 +66,10 @@ def manifest_path(predictions):
 
 def predict_unless_done(args, task, out):
     """Predict, or say that these very predictions are there already."""
+    for option in ("limit", "batch_size"):
+        if (given := getattr(args, option)) is not None and given < 1:
+            raise UserError(f"--{option} {given}: at least 1")
+    load_engine(args.backend)
     config = model_config(args)
     data = Path(args.data or task.under("data") / "test.jsonl")
     existing_file(data, "run make prep first")
@@ -71,7 +90,8 @@ def model_config(args):
     manifest = Path(args.model_path) / "manifest.json"
     if not manifest.is_file():
         if not Path(args.model_path).is_dir():
-            raise UserError(f"{args.model_path}: no such model folder; train it first with make train-<model>, or give a hub name and --config configs/<model>.yaml")
+            raise UserError(f"{args.model_path}: no such model folder; train it first with make train-<model>, "
+                            "or give a hub name and --config configs/<model>.yaml")
         raise UserError(f"{args.model_path}: this folder has no manifest.json, so its settings are unknown; add --config configs/<model>.yaml")
     facts = read_json(manifest)
     if "config" not in facts:
@@ -97,7 +117,6 @@ def model_identity(model_path):
 
 
 def source_hashes(backend):
-    load_engine(backend)
     return [sha256_file(ROOT / "src" / name) for name in (*SOURCES, f"constrained_decode/{backend}.py")]
 
 

@@ -24,6 +24,7 @@ def main():
     groups = near_duplicates.groups(index)
     split_of, n_moved = assign(index.labels, groups, args.seed)
     counts = write_splits(source, args.out, split_of, index, task)
+    (Path(args.out) / "manifest.json").unlink(missing_ok=True)
     report(counts, n_moved, groups, index, synthetic)
     write_manifest(Path(args.out) / "manifest.json", clock, task=task.name, source=Path(source).name, synthetic=synthetic,
                    source_sha256=sha256_file(source), seed=args.seed, rows=len(index.labels), pairs_moved=n_moved,
@@ -38,6 +39,8 @@ def parse_args():
     parser.add_argument("--seed", type=int, default=42, help="another seed gives another split (default 42)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: a whole number from 0 on")
     folder = load_task(args.task).under("data")
     args.source, args.out = args.source or folder / "all.jsonl", args.out or folder
     return args
@@ -82,40 +85,51 @@ def read_index(source, task):
 def assign(labels, groups, seed):
     """A split for every row: groups whole, every class as near to 80/10/10 as the groups allow. Also how many pairs grouping moved.
 
-    Starts from the plain stratified split; groups larger than one row then go where their classes lack most, largest
-    first, and rows alone in their group fill what is left.
+    Groups larger than one row are dealt out first, largest first; rows alone in their group fill what is left, in the
+    order of the plain stratified split, from which as few as possible are to move.
     """
     import numpy as np
 
-    rng = np.random.default_rng(seed)
     n_classes = int(labels.max()) + 1
-    quota = np.array([[share * (labels == c).sum() for c in range(n_classes)] for share in SPLITS.values()])
-    plain = np.zeros(len(labels), np.int8)
-    for c in range(n_classes):
-        members = rng.permutation(np.flatnonzero(labels == c))
-        plain[members] = np.searchsorted(np.cumsum(quota[:, c]).round(), np.arange(len(members)), side="right").clip(max=2)
-
-    sizes = np.bincount(groups)
-    in_group = sizes[groups] > 1
+    quota = np.outer(list(SPLITS.values()), np.bincount(labels, minlength=n_classes))
+    plain = np.empty(len(labels), np.int8)
+    rng = np.random.default_rng(seed)
+    fill(plain, [rng.permutation(np.flatnonzero(labels == c)) for c in range(n_classes)], quota)
+    in_group = np.bincount(groups)[groups] > 1
     split_of = np.full(len(labels), -1, np.int8)
-    by_group = np.flatnonzero(in_group)[np.argsort(groups[in_group], kind="stable")]
-    blocks = np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1) if len(by_group) else []
     lacking = quota.copy()
-    for block in sorted(blocks, key=len, reverse=True):
+    for block in sorted(members(groups, in_group), key=len, reverse=True):
         mix = np.bincount(labels[block], minlength=n_classes)
-        # Relative lack, so that the small splits get their share of the groups too.
-        wanted = ((lacking / np.maximum(quota, 1e-9)) * (mix > 0)).sum(1)
-        fits = (lacking - mix >= -0.5).all(1)
-        best = int(np.argmax(np.where(fits, wanted, wanted - 1e6)))
+        # What this group adds to the squared distance from the quotas, in shares of each quota.
+        best = int(np.argmin((mix * (mix - 2 * lacking) / np.maximum(quota, 1e-9)).sum(1)))
         split_of[block] = best
         lacking[best] -= mix
-    for c in range(n_classes):
-        alone = np.flatnonzero(~in_group & (labels == c))
-        alone = alone[np.argsort(plain[alone], kind="stable")]
-        room = np.maximum(lacking[:, c], 0)
-        ends = (np.cumsum(room) / max(room.sum(), 1e-9) * len(alone)).round()
-        split_of[alone] = np.searchsorted(ends, np.arange(len(alone)), side="right").clip(max=2)
+    alone = [np.flatnonzero(~in_group & (labels == c)) for c in range(n_classes)]
+    fill(split_of, [rows[np.argsort(plain[rows], kind="stable")] for rows in alone], np.maximum(lacking, 0))
     return split_of, int((in_group & (split_of != plain)).sum())
+
+
+def members(groups, in_group):
+    """The rows of each group that has more than one."""
+    import numpy as np
+
+    rows = np.flatnonzero(in_group)[np.argsort(groups[in_group], kind="stable")]
+    return np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1) if len(rows) else []
+
+
+def fill(split_of, rows_of_class, room):
+    """Deal out each class's rows in their order, in proportion to the room; what a split loses to rounding in one class it gets first in the next."""
+    import numpy as np
+
+    owed = np.zeros(len(room))
+    for rows, shares in zip(rows_of_class, room.T, strict=True):
+        exact = shares / max(shares.sum(), 1e-9) * len(rows)
+        counts = np.floor(exact).astype(int)
+        owed += exact - counts
+        first = np.argsort(-owed, kind="stable")[:len(rows) - counts.sum()]
+        counts[first] += 1
+        owed[first] -= 1
+        split_of[rows] = np.repeat(np.arange(len(room)), counts)
 
 
 def write_splits(source, folder, split_of, index, task):

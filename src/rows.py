@@ -6,6 +6,9 @@ from common import UserError, existing_file, parse_json, read_lines
 
 ROW_KEYS = {"id", "group", "input", "output"}
 MOST_PROBLEMS_SHOWN = 1_000
+MOST_LEVELS = 100  # of brackets in brackets; steps that walk a record recurse once a level
+TOO_DEEP = f"nested too deeply, at most {MOST_LEVELS} levels"
+MOST_LETTERS_SHOWN = 200
 
 
 class Problems(list):
@@ -69,11 +72,23 @@ def row_checker(task):
 
 def parse_line(line):
     try:
-        return parse_json(line)
+        row = parse_json(line)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}; one JSON object a line") from error
+    if line.count("{") + line.count("[") > MOST_LEVELS and n_levels(row) > MOST_LEVELS:
+        raise ValueError(TOO_DEEP)
+    return row
+
+
+def n_levels(value):
+    """How deep objects and lists are nested in one another."""
+    level, n = [value], 0
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        level = [item for holder in level for item in (holder.values() if isinstance(holder, dict) else holder)]
+        n += 1
+    return n
 
 
 def row_problems(row):
@@ -93,5 +108,9 @@ def answer_problem(error):
     if error.validator == "maxLength":
         return f"{place} is {len(error.instance)} characters long, at most {error.validator_value} are allowed"
     if error.validator == "enum":
-        return f"{place}: {error.instance!r} is none of {', '.join(error.validator_value)}"
-    return f"{place}: {error.message}"
+        return f"{place}: {clipped(repr(error.instance))} is none of {', '.join(error.validator_value)}"
+    return f"{place}: {clipped(error.message)}"
+
+
+def clipped(text):
+    return text if len(text) <= MOST_LETTERS_SHOWN else f"{text[:MOST_LETTERS_SHOWN // 2]} ... {text[-MOST_LETTERS_SHOWN // 2:]}"

@@ -10,8 +10,22 @@ import os
 import shutil
 from pathlib import Path
 
-from common import (Clock, UserError, WorkFailed, existing_file, quiet_libraries, read_json, read_jsonl, run, sha256_file, sha256_text, shown_path, write_json, write_manifest,
-                    write_text)
+from common import (
+    Clock,
+    UserError,
+    WorkFailed,
+    existing_file,
+    quiet_libraries,
+    read_json,
+    read_jsonl,
+    run,
+    sha256_file,
+    sha256_text,
+    shown_path,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from config import load_config
 from tasks import DEFAULT, load_task
 
@@ -24,7 +38,8 @@ def main():
     config = load_config(args.config, args.set)
     name = Path(args.config).stem
     lora, merged = (Path(args.out or task.under("outputs")) / f"{name}-{kind}" for kind in ("lora", "merged"))
-    fingerprint = run_fingerprint(args, config, task)
+    trained_from = training_fingerprint(args, config, task)
+    fingerprint = sha256_text(trained_from + json.dumps(dataclasses.asdict(config.merge), sort_keys=True))
     if not args.force and finished(merged, fingerprint):
         say(f"{merged} is up to date: same config, prompts and base model (--force trains again)")
         os.utime(merged / "manifest.json")
@@ -32,12 +47,14 @@ def main():
     quiet_libraries()
     if args.force and is_main():
         shutil.rmtree(lora, ignore_errors=True)
-    if args.force or not finished(lora, fingerprint):
-        train(args, config, task, lora, fingerprint, clock)
+    if args.force or not finished(lora, trained_from):
+        train(args, config, task, lora, trained_from, clock)
+    else:
+        say(f"{lora} is up to date: only the merge runs")
     if is_main():
         import merge_adapter
 
-        merge_adapter.merge(config, task, lora, merged, val_rows(args.val), fingerprint)
+        merge_adapter.merge(config, task, lora, merged, read_jsonl(args.val), fingerprint)
 
 
 def parse_args():
@@ -69,11 +86,11 @@ def say(text):
         print(text, flush=True)
 
 
-def run_fingerprint(args, config, task):
-    """What the result depends on: settings, prompts, base model."""
+def training_fingerprint(args, config, task):
+    """What the adapter depends on: settings other than the merge's, prompts, base model."""
     import predict
 
-    settings = dataclasses.asdict(config)
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "merge"}
     return sha256_text(json.dumps([settings, task.name, sha256_file(args.train), sha256_file(args.val), predict.model_identity(base_path(config))],
                                   sort_keys=True))
 
@@ -89,12 +106,9 @@ def finished(folder, fingerprint):
     return manifest.is_file() and read_json(manifest).get("fingerprint") == fingerprint
 
 
-def val_rows(path):
-    return read_jsonl(path)
-
-
 def train(args, config, task, lora, fingerprint, clock):
     import torch
+    from peft.helpers import disable_input_dtype_casting
 
     import dataset
 
@@ -104,8 +118,11 @@ def train(args, config, task, lora, fingerprint, clock):
     trainer = make_trainer(config, task, chat, examples, checkpoints)
     last = last_whole_checkpoint(checkpoints)
     say(f"going on from {last.name}" if last else f"training {config.name}: {len(examples['train']):,} rows, {trainer.plan.words}")
+    # Under autocast PEFT would lift every input of an adapter to float32 only for autocast to lower it again.
+    casting = disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32")
     try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with casting:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     except torch.cuda.OutOfMemoryError as error:
         raise WorkFailed(f"{args.config}: the GPU's memory does not suffice ({str(error).split('.')[0]}); try --set train.gradient_ckpt=true, "
                          "a smaller train.batch_size with a larger train.grad_accum, or peft.method=qlora") from error
@@ -192,9 +209,10 @@ def make_trainer(config, task, chat, examples, folder):
     from peft import LoraConfig
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
+    import packed_attention
     import trainer as ours
 
-    model, precision = load_base(config)
+    model, precision = load_base(config, attention=packed_attention.register())
     packing = ours.packing_is_correct(model, examples["train"], config.train)
     plan = make_plan(config, examples["train"], packing)
     data = {split: Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in rows]) for split, rows in examples.items()}
@@ -212,7 +230,7 @@ def make_trainer(config, task, chat, examples, folder):
     return trainer
 
 
-def load_base(config):
+def load_base(config, attention=None):
     """The base model in the precision it trains in: bf16 where the GPU has it, else fp16; float32 on a CPU."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -223,7 +241,7 @@ def load_base(config):
     precision = ("bfloat16" if config.train.bf16 and torch.cuda.is_bf16_supported() else "float16") if cuda else "float32"
     if cuda and config.train.bf16 and precision == "float16":
         say("this GPU has no bfloat16: training in float16")
-    place = {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}} if cuda else {}
+    place = {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}, "attn_implementation": attention} if cuda else {}
     with dataset.hub_errors_explained(config.model_id):
         return AutoModelForCausalLM.from_pretrained(base_path(config), dtype=getattr(torch, precision), **place, **quantization(config, precision)), precision
 
@@ -243,7 +261,8 @@ def save_adapter(trainer, chat, lora):
 
     broken = [name for name, weights in trainer.model.named_parameters() if weights.requires_grad and not torch.isfinite(weights).all()]
     if broken:
-        raise WorkFailed(f"training diverged: {len(broken)} adapter matrices hold NaN or infinity (first {broken[0]}); lower train.lr and run again with --force")
+        raise WorkFailed(f"training diverged: {len(broken)} adapter matrices hold NaN or infinity (first {broken[0]}); "
+                         "lower train.lr and run again with --force")
     trainer.save_model(lora)
     chat.tokenizer.save_pretrained(lora)
     for extra in ("training_args.bin", "README.md"):

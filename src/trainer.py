@@ -16,7 +16,7 @@ import dataset
 from common import UserError, progress
 from constrained_decode.hf import verdict_probabilities
 
-PACKING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+PACKING_TOLERANCE = 1e-3
 
 
 def arguments(config, plan, precision, folder):
@@ -35,7 +35,8 @@ def arguments(config, plan, precision, folder):
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
         load_best_model_at_end=True, metric_for_best_model="eval_macro_f1", greater_is_better=True,
         logging_strategy="steps", logging_steps=1 if not torch.cuda.is_available() else 5, report_to="tensorboard",
-        disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), ddp_find_unused_parameters=False if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)
+        disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)
 
 
 class StewardTrainer(SFTTrainer):
@@ -56,7 +57,7 @@ class VerdictCases:
 
     def __init__(self, chat, task, examples, most):
         self.branch = dataset.find_branch(chat, task)
-        self.pad_id = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else dataset.end_ids(chat)[0]
+        self.pad_id = chat.pad_id
         label_of = {token: label for label, token in self.branch.token_of.items()}
         at = len(self.branch.opening)
         examples = examples[:most]
@@ -143,7 +144,7 @@ class Progress(TrainerCallback):
 
 
 def packing_is_correct(model, examples, train):
-    """Whether packed rows are computed as if each stood alone, measured on two real rows; `packing: on` insists, `auto` follows.
+    """Whether packed rows are computed as if each stood alone, measured on real rows; `packing: on` insists, `auto` follows.
 
     On a CPU `auto` stays unpacked: attention over a whole bin costs more there than padding does (LOG.md).
     """
@@ -151,7 +152,7 @@ def packing_is_correct(model, examples, train):
         return False
     first, second = sorted(examples, key=lambda example: len(example["input_ids"]))[:2]
     gap = packing_gap(model, first["input_ids"], second["input_ids"])
-    if gap <= PACKING_TOLERANCE[model.dtype]:
+    if gap <= PACKING_TOLERANCE:
         return True
     if train.packing == "on":
         raise UserError(f"train.packing: on, but packed rows see one another in this model (log-probabilities differ by {gap:.3g}); set train.packing: auto")
@@ -159,13 +160,16 @@ def packing_is_correct(model, examples, train):
 
 
 def packing_gap(model, first, second):
-    """Largest difference of the second row's log-probabilities, packed behind the first against alone."""
-    ids = torch.tensor([first + second], device=model.device)
+    """Largest change of the second row's log-probabilities when the row packed before it is another of the same length.
+
+    Same shapes, so the same kernels: what differs is what the second row sees of the first, and it should see nothing.
+    """
     places = torch.tensor([[*range(len(first)), *range(len(second))]], device=model.device)
+    orders = [torch.tensor([before + second], device=model.device) for before in (first, first[::-1])]
     with torch.no_grad():
-        packed = model(input_ids=ids, position_ids=places, use_cache=False).logits[0, len(first):].float().log_softmax(-1)
-        alone = model(input_ids=ids[:, len(first):], use_cache=False).logits[0].float().log_softmax(-1)
-    return (packed - alone).abs().max().item()
+        behind_one, behind_other = (model(input_ids=ids, position_ids=places, use_cache=False).logits[0, len(first):].float().log_softmax(-1)
+                                    for ids in orders)
+    return (behind_one - behind_other).abs().max().item()
 
 
 def flops_per_token(model, recomputes):

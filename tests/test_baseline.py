@@ -73,6 +73,16 @@ def test_the_three_have_the_same_kpis_over_the_same_rows(made):
     assert {kpi["json_valid_pct"]["value"] for kpi in kpis} == {None}, "a baseline writes no JSON of its own"
 
 
+def test_the_file_that_make_waits_for_comes_last_and_only_after_all_three(made, tmp_path):
+    whole = made / "reports" / "baselines.json"
+    facts = json.loads(whole.read_text())
+    assert facts["made"] == list(NAMES) and facts["skipped"] == {}
+    assert all(whole.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in whole.parent.iterdir())
+    folder = write(tmp_path, **splits())
+    assert call(folder, "--only", "majority") == 0
+    assert not (folder / "reports" / "baselines.json").exists()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_have_the_format_of_a_language_models(made, name):
     predictions, manifest, metrics = read(made, name)
@@ -237,7 +247,7 @@ def test_a_task_without_classical_knowledge_is_skipped_and_its_stale_files_go(tm
     stale.parent.mkdir()
     stale.write_text("{}")
     assert call(folder, "--only", "majority", "splink") == 0
-    assert "splink: skipped: src/tasks/crm/classical.py has no splink_tables" in capfd.readouterr().out
+    assert "splink    skipped: src/tasks/crm/classical.py has no splink_tables" in capfd.readouterr().out
     assert not stale.exists() and read(folder, "majority")[2]["kpis"]
 
 

@@ -33,18 +33,14 @@ class Engine:
         for positions, prompts in self._batches(conversations):
             start = time.perf_counter()
             generated = self._generate(prompts)
-            probabilities = verdict_probabilities(self.model, prompts, self.branch, self.pad_id)
+            probabilities = verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id)
             seconds = (time.perf_counter() - start) / len(prompts)
             for position, prompt, ids, shares in zip(positions, prompts, generated, probabilities, strict=True):
                 yield position, self._answer(prompt, ids, shares, seconds)
 
     def verdicts(self, conversations):
         for positions, prompts in self._batches(conversations):
-            yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.pad_id), strict=True)
-
-    @property
-    def pad_id(self):
-        return self.chat.tokenizer.pad_token_id if self.chat.tokenizer.pad_token_id is not None else self.end_ids[0]
+            yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id), strict=True)
 
     def _batches(self, conversations):
         """Longest first: the first batch shows whether memory suffices, and little is padded."""
@@ -57,11 +53,11 @@ class Engine:
     def _generate(self, prompts):
         import torch
 
-        ids, mask = padded_left(prompts, self.pad_id, self.model.device)
-        sampling = {"do_sample": True, "temperature": self.gen.temperature, "top_p": self.gen.top_p, "top_k": 0} if self.gen.temperature else {"do_sample": False}
+        ids, mask = padded_left(prompts, self.chat.pad_id, self.model.device)
+        greedy, sampled = {"do_sample": False}, {"do_sample": True, "temperature": self.gen.temperature, "top_p": self.gen.top_p, "top_k": 0}
         with torch.inference_mode():
             output = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=self.gen.max_new_tokens,
-                                         eos_token_id=self.end_ids, pad_token_id=self.pad_id, **sampling)
+                                         eos_token_id=self.end_ids, pad_token_id=self.chat.pad_id, **(sampled if self.gen.temperature else greedy))
         return output[:, ids.shape[1]:].tolist()
 
     def _answer(self, prompt, ids, probabilities, seconds):

@@ -163,7 +163,8 @@ def splink_comparisons():
     """How Splink compares each column; a missing value on either side weighs nothing."""
     from splink import comparison_library as compare
 
-    similar = {"company": (0.92, 0.8), "street": (0.92, 0.8), "city": (0.9,), "state": (0.9,), "country": (0.9,), "website": (0.92, 0.8), "job_title": (0.9,)}
+    similar = {"company": (0.92, 0.8), "street": (0.92, 0.8), "website": (0.92, 0.8),
+               "city": (0.9,), "state": (0.9,), "country": (0.9,), "job_title": (0.9,)}
     slips = {"phone": (2,), "postal_code": (1,), "birth_date": (1, 2), "tax_id": (1,)}
     return {"name": name_comparison(), "email": compare.EmailComparison("email"),
             **{column: compare.JaroWinklerAtThresholds(column, levels) for column, levels in similar.items()},

@@ -124,4 +124,7 @@ def normal(kind, value):
         return " ".join(plain(word) for word in LEGAL_FORMS.sub(" ", value).split()) or plain(value)
     if kind in ("postal_code", "tax_id", "birth_date"):
         return plain(value)
+    if kind == "name":
+        last, _, first = value.partition(",")
+        value = f"{first} {last}"
     return " ".join(word for word in (plain(word) for word in re.split(r"[\s,;/]+", value)) if word)

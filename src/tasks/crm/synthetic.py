@@ -140,7 +140,7 @@ def _shouted(person, rng):
 
 
 def _thinned(person, rng):
-    return person | {key: "" for key in rng.sample(("company", "email", "phone", "street", "postal_code"), rng.randint(1, 2))}
+    return person | dict.fromkeys(rng.sample(("company", "email", "phone", "street", "postal_code"), rng.randint(1, 2)), "")
 
 
 def _as_record(person, schema):
