@@ -157,22 +157,16 @@ def written_whole(*paths):
     parts = [path.with_name(path.name + ".part") for path in paths]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-    files = []
     try:
-        for part in parts:
+        with contextlib.ExitStack() as opened:
             # A lone surrogate has no UTF-8; its backslash escape is the JSON one.
-            files.append(open(part, "w", encoding="utf-8", errors="backslashreplace"))
-        yield files if len(files) > 1 else files[0]
-        for file in files:
-            file.close()
+            files = [opened.enter_context(open(part, "w", encoding="utf-8", errors="backslashreplace")) for part in parts]
+            yield files if len(files) > 1 else files[0]
         for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE and not error.filename:
             error.filename = str(paths[0])
-        for file in files:
-            with contextlib.suppress(OSError):
-                file.close()
         for part in parts:
             part.unlink(missing_ok=True)
         raise
@@ -219,7 +213,7 @@ def peak_memory_bytes():
     """The most memory that this process held; Linux's own ru_maxrss starts at what the parent held when it started us."""
     import resource
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, TypeError):
         return int(re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

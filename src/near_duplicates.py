@@ -74,7 +74,8 @@ class Index:
         """Ids used twice, and one pair with two verdicts: a message for each."""
         found = []
         for first, second in repeats(self.ids):
-            found.append(f"{source}:{self.lines[second]}: id {id_in(source, self.lines[second])!r} stands already in line {self.lines[first]}; ids must differ")
+            line = self.lines[second]
+            found.append(f"{source}:{line}: id {id_in(source, line)!r} stands already in line {self.lines[first]}; ids must differ")
         for first, second in repeats(self.pairs):
             if self.labels[first] != self.labels[second]:
                 found.append(f"{source}:{self.lines[second]}: labelled {label_names[self.labels[second]]}, but line {self.lines[first]} holds the "

@@ -81,9 +81,9 @@ def test_check_model_says_ready_and_shows_every_line(phi):
     lines = done.stdout.splitlines()
     assert [line[:4] for line in lines[:9]] == ["ok  "] * 9 and lines[-1] == "configs/phi4mini.yaml is ready: make train-phi4mini"
     for words in ("config configs/phi4mini.yaml: Phi-4-Mini-Instruct", "system text", "control tokens", "beginning token: 0",
-                  "end token '<|end|>' is trained", "the template does not read the clock", "verdicts part at one token: DUPLICATE, POSSIBLE, NO_MATCH",
-                  "0 of 30 rows do not fit",
-                  "gate_up_proj x32", "92,274,688 parameters", "memory, estimated", "time, estimated", "one training sample"):
+                  "end token '<|end|>' is trained", "the template does not read the clock",
+                  "verdicts part at one token: DUPLICATE, POSSIBLE, NO_MATCH", "0 of 30 rows do not fit", "gate_up_proj x32",
+                  "92,274,688 parameters", "memory, estimated", "time, estimated", "one training sample"):
         assert words in done.stdout, words
     sample = done.stdout[done.stdout.index("loss on the part"):]
     assert '<|assistant|>>>>{"result":"' in sample and "<|end|><<<" in sample

@@ -62,7 +62,8 @@ def row_case(name, text, *words):
 
 
 def record_case(name, record, *words):
-    return row_case(name, line({"input": {"record1": {"a": "x"}, "record2": {"a": 1}}, "output": ROWS[0]["output"]}).replace("1}", record + "}"), *words)
+    return row_case(name, line({"input": {"record1": {"a": "x"}, "record2": {"a": 1}}, "output": ROWS[0]["output"]}).replace("1}", record + "}"),
+                    *words)
 
 
 def output_case(name, output, *words):
@@ -122,7 +123,8 @@ ROW_CASES = [
     Case("only_blank_lines", PREPARE, ("in.jsonl", "0 labelled row(s)", "at least 3"), {"in.jsonl": "\n  \n\r\n"}),
     Case("too_few_rows", PREPARE, ("in.jsonl", "2 labelled row(s)", "at least 3"), {"in.jsonl": line(ROWS[0]) + "\n" + line(ROWS[1]) + "\n"}),
     Case("input_is_a_folder", PREPARE, ("in.jsonl", "is a folder", "check the path"), {"in.jsonl/x": ""}),
-    Case("out_is_a_file", "prepare_splits.py --in in.jsonl --out notes.txt", ("notes.txt", "check the path"), {"in.jsonl": GOOD, "notes.txt": "mine"}),
+    Case("out_is_a_file", "prepare_splits.py --in in.jsonl --out notes.txt", ("notes.txt", "check the path"),
+         {"in.jsonl": GOOD, "notes.txt": "mine"}),
     Case("bad_row_in_build_prompts", "build_prompts.py --data d --out out", ("d/val.jsonl:3: ", "'MAYBE'", MEND),
          {"d/train.jsonl": GOOD, "d/val.jsonl": with_third(line(ROWS[2] | {"output": {"result": "MAYBE", "reasoning": "x"}}))}),
     Case("train_split_missing", "build_prompts.py --data d", ("d/train.jsonl", "no such file", "make prep"), {"d/val.jsonl": GOOD}),
@@ -143,7 +145,8 @@ CONFIG_CASES = [
     config_case("unknown_section", "gen:", "chat2:", "chat2", "did you mean 'chat'"),
     Case("section_left_out", TRAIN, ("c.yaml", "missing key 'gen'", "other configs"), FEW | {"c.yaml": CONFIG[:CONFIG.index("gen:")]}),
     Case("not_a_mapping", TRAIN, ("c.yaml", "list", "copy the shape"), FEW | {"c.yaml": "- 1\n- 2\n"}),
-    Case("config_missing", TRAIN.replace("c.yaml", "configs/phi4min.yaml"), ("configs/phi4min.yaml", "no such config", "nearest: configs/phi4mini.yaml"), FEW),
+    Case("config_missing", TRAIN.replace("c.yaml", "configs/phi4min.yaml"),
+         ("configs/phi4min.yaml", "no such config", "nearest: configs/phi4mini.yaml"), FEW),
     Case("set_without_equals", TRAIN + " --set train.lr", ("--set train.lr", "section.key=value"), FEW),
     Case("set_unknown_key", TRAIN + " --set train.lrate=1", ("train.lrate", "(value 1)", "did you mean 'train.lr'"), FEW),
     Case("set_bad_value", TRAIN + " --set train.lr=fast", ("--set train.lr=fast", "'fast'", "a number"), FEW),
@@ -157,19 +160,26 @@ CALL_CASES = [
     Case("missing_model_folder", PREDICT, ("model", "no such model folder", "make train-<model>"), FEW),
     Case("model_folder_without_manifest", PREDICT, ("model", "no manifest.json", "--config configs/<model>.yaml"), FEW | {"model/config.json": "{}"}),
     Case("model_manifest_broken", PREDICT, ("model/manifest.json", "not JSON", "make it again"), FEW | {"model/manifest.json": '{"config": '}),
-    Case("model_folder_without_config_json", TRAIN + " --set model_id=model", ("model", "no config.json", "train it first"), FEW | {"model/x.txt": ""}),
-    Case("model_path_that_is_nothing", TRAIN + " --set model_id=outputs/nope-merged", ("outputs/nope-merged", "no such model folder", "hub name"), FEW),
+    Case("model_folder_without_config_json", TRAIN + " --set model_id=model", ("model", "no config.json", "train it first"),
+         FEW | {"model/x.txt": ""}),
+    Case("model_path_that_is_nothing", TRAIN + " --set model_id=outputs/nope-merged", ("outputs/nope-merged", "no such model folder", "hub name"),
+         FEW),
     Case("train_file_missing", TRAIN.replace("--train prompts.jsonl", "--train nope.jsonl"), ("nope.jsonl", "no such file", "make prep"), FEW),
     Case("test_file_missing", PREDICT.replace("test.jsonl", "nope.jsonl") + " --config c.yaml", ("nope.jsonl", "no such file", "make prep"), FEW),
     Case("limit_zero", PREDICT + " --config c.yaml --limit 0", ("--limit 0", "at least 1"), FEW),
     Case("batch_size_negative", PREDICT + " --config c.yaml --batch_size -4", ("--batch_size -4", "at least 1"), FEW),
-    Case("schema_differs", PREDICT + " --config c.yaml --schema s.json", ("s.json", "differs", "configs/decoding.jsonschema"), FEW | {"s.json": "{}"}),
+    Case("schema_differs", PREDICT + " --config c.yaml --schema s.json", ("s.json", "differs", "configs/decoding.jsonschema"),
+         FEW | {"s.json": "{}"}),
     Case("nothing_to_score", "evaluate_kpis.py --out out/x_metrics.json", ("--model_path", "--predictions")),
-    Case("predictions_missing", "evaluate_kpis.py --predictions p.jsonl --out out/x_metrics.json", ("p.manifest.json", "no such file", "check the path")),
-    Case("predictions_of_something_else", "evaluate_kpis.py --predictions p.jsonl --out out/x_metrics.json", ("p.jsonl:1: ", "not a prediction", "src/predict.py"),
+    Case("predictions_missing", "evaluate_kpis.py --predictions p.jsonl --out out/x_metrics.json",
+         ("p.manifest.json", "no such file", "check the path")),
+    Case("predictions_of_something_else", "evaluate_kpis.py --predictions p.jsonl --out out/x_metrics.json",
+         ("p.jsonl:1: ", "not a prediction", "src/predict.py"),
          {"p.jsonl": GOOD, "p.manifest.json": "{}"}),
-    Case("metrics_broken", "make_report.py --reports reports", ("reports/x_metrics.json", "not JSON", "make it again"), {"reports/x_metrics.json": '{"kpis": '}),
-    Case("metrics_incomplete", "make_report.py --reports reports", ("reports/x_metrics.json", "'model'", "evaluate_kpis.py"), {"reports/x_metrics.json": "{}"}),
+    Case("metrics_broken", "make_report.py --reports reports", ("reports/x_metrics.json", "not JSON", "make it again"),
+         {"reports/x_metrics.json": '{"kpis": '}),
+    Case("metrics_incomplete", "make_report.py --reports reports", ("reports/x_metrics.json", "'model'", "evaluate_kpis.py"),
+         {"reports/x_metrics.json": "{}"}),
 ]
 
 

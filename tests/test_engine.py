@@ -96,7 +96,7 @@ def test_verdicts_are_those_of_a_plain_forward_pass(by_four, conversations):
 @pytest.mark.slow
 def test_the_answer_ends_before_the_end_token_and_says_why(by_four, conversations):
     end, other = by_four.end_ids[0], by_four.chat.ids("a")[0]
-    stopped = by_four._answer([1, 2], [other, other, end, by_four.pad_id], {}, 0.1)
+    stopped = by_four._answer([1, 2], [other, other, end, by_four.chat.pad_id], {}, 0.1)
     assert (stopped.text, stopped.finish_reason, stopped.completion_tokens, stopped.prompt_tokens) == ("aa", "stop", 3, 2)
     cut = by_four._answer([1], [other] * 3, {}, 0.1)
     assert (cut.text, cut.finish_reason, cut.completion_tokens) == ("aaa", "length", 3)

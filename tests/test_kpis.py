@@ -117,6 +117,7 @@ def test_every_n_is_the_number_of_cases_behind_its_value():
     rows = random_predictions(90, 4)
     rows += [predicted("NO_MATCH", "NO_MATCH", None, None, raw=None) for _ in range(10)]
     found = {name: kpi["n"] for name, kpi in scored(rows)["kpis"].items()}
+    assert values(rows)["json_valid_pct"] == pytest.approx(100 * sum(row["label"] is not None for row in rows[:90]) / 90, abs=1e-6)
     gold, said = [row["gold"]["result"] for row in rows], [row["label"] for row in rows]
     assert found["accuracy"] == found["macro_f1"] == found["decided_pct"] == 100
     assert found["json_valid_pct"] == found["cut_at_budget_pct"] == found["ece"] == found["brier"] == found["swap_changed_pct"] == 90

@@ -142,7 +142,7 @@ def test_nothing_moves_where_nothing_repeats(prepare):
 
 def plain_values(record):
     """The values in their order without case, accents and punctuation; written apart from the code under test."""
-    values = [value for value in record.values() if not isinstance(value, dict)] + [v for value in record.values() if isinstance(value, dict) for v in value.values()]
+    values = [inner for value in record.values() for inner in (value.values() if isinstance(value, dict) else [value])]
     letters = [unicodedata.normalize("NFD", str(value)).casefold() for value in values]
     return ["".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c)[0] in "LN") for text in letters]
 
@@ -190,7 +190,7 @@ def test_no_record_its_variant_or_its_near_copy_in_two_splits(prepare):
     placed = [(split, record) for split, some in prepared.rows for record in some["input"].values()]
     texts = [" ".join(plain_values(record)) for _, record in placed]
     exact = {}
-    for (split, record), text in zip(placed, texts, strict=True):
+    for (split, _), text in zip(placed, texts, strict=True):
         exact.setdefault(" ".join(sorted(text.split())), set()).add(split)
     near = set(one_slip_pairs(texts)) | set(alike_pairs(texts, 0.9))
     assert len(near) > 300 and len(exact) < len(texts) - 150  # the oracle sees what was planted
@@ -283,7 +283,8 @@ def test_groups_are_those_of_a_naive_search(seed):
     for record in pool[:5]:
         pool.append(record | {"phone": record["phone"][:5] + "7" + record["phone"][6:]})
     pool += [{key.upper(): value.title() for key, value in pool[-6].items()}, {}]
-    rows = [row(rng.choice(pool), rng.choice(pool), **({"group": rng.randint(1, 15)} if rng.random() < 0.3 else {})) for _ in range(rng.randint(5, 45))]
+    rows = [row(rng.choice(pool), rng.choice(pool)) for _ in range(rng.randint(5, 45))]
+    rows = [other | {"group": rng.randint(1, 15)} if rng.random() < 0.3 else other for other in rows]
     found, wanted = index_of(rows).tolist(), naive_groups(rows)
     assert [[a == b for b in found] for a in found] == [[a == b for b in wanted] for a in wanted]
 
@@ -342,7 +343,8 @@ def test_memory_and_time_grow_with_the_index_alone(tmp_path):
     for n in (20_000, 60_000):
         source = tmp_path / f"{n}.jsonl"
         source.write_text("".join(lines_of(random_rows(n, 20))))
-        subprocess.run([sys.executable, ROOT / "src" / "prepare_splits.py", "--in", source, "--out", tmp_path / str(n)], check=True, capture_output=True,
+        subprocess.run([sys.executable, ROOT / "src" / "prepare_splits.py", "--in", source, "--out", tmp_path / str(n)], check=True,
+                       capture_output=True,
                        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
         facts[n] = json.loads((tmp_path / str(n) / "manifest.json").read_text())
     growth = (facts[60_000]["peak_memory_mib"] - facts[20_000]["peak_memory_mib"]) * 2**20 / 40_000

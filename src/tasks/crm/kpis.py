@@ -32,7 +32,8 @@ ALSO = re.compile(r"\b(?:as do|as does|as is|as are|so do|so does|also|too|likew
 # Words about the two cases as a whole, parts of a value, and values themselves: nothing about a field.
 ASIDE = re.compile(r"\b(?:same|different|distinct|separate|unrelated) (?:real-world )?(?:persons?|people|individuals?|customers?|contacts?|records?"
                    r"|entit(?:y|ies)|organi[sz]ations?)\b|\b(?:no|likely|probable|possible|potential|clear|strong|definite) (?:match|duplicate)\b"
-                   r"(?=\s*[:.;,])|\be?-?mail domains?\b|\b(?:area|country|dialling|dialing) codes?\b|\S+@\S+|\"[^\"]*\"|\([^()]*\b(?:vs|versus)\b[^()]*\)", re.I)
+                   r"(?=\s*[:.;,])|\be?-?mail domains?\b|\b(?:area|country|dialling|dialing) codes?\b|\S+@\S+|\"[^\"]*\""
+                   r"|\([^()]*\b(?:vs|versus)\b[^()]*\)", re.I)
 CLAUSE = re.compile(r";|\.(?=\s|$)|,?\s\b(?:but|while|whereas|although|though|yet|however|despite|because|since)\b", re.I)
 PART = re.compile(r",|&|\band\b|\bor\b|\bplus\b|(?=\b(?:except|apart from|aside from|other than)\b)", re.I)
 SPELLINGS = {

@@ -1,0 +1,21 @@
+# GPU image: trains and serves. Needs the NVIDIA container toolkit on the host.
+#   docker build -t steward .
+#   docker run --gpus all -v "$PWD/data:/steward/data" -v "$PWD/outputs:/steward/outputs" steward make train-phi4mini
+#   docker run --gpus all -p 8000:8000 -v "$PWD/outputs:/steward/outputs" steward vllm serve outputs/phi4mini-merged --max-model-len 4096
+FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
+
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends build-essential git make python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+# Triton compiles kernels at run time: a compiler and Python's headers stay in the image.
+RUN python3 -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH PY=/opt/venv/bin/python HF_HOME=/steward/.cache/huggingface
+
+WORKDIR /steward
+COPY requirements.txt requirements-gpu.txt ./
+RUN pip install --no-cache-dir -r requirements-gpu.txt
+COPY . .
+
+EXPOSE 8000
+CMD ["make", "help"]

@@ -1,0 +1,68 @@
+"""Every command that the README shows is run, word for word, in a fresh copy; a real model's name becomes the stand-in's."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pipeline import QUIET, ROOT, copy_of_the_repo
+
+REAL_MODEL = "phi4mini"
+# Not run here: these build an environment, need Docker, or are this very test; each is covered as said.
+ELSEWHERE = {
+    "make test": "running now",
+    "make setup": "test_setup.py, with a stand-in for pip and conda",
+    "make demo": "test_demo.py",
+    "docker build": "needs a Docker engine",
+    "docker run": "needs a Docker engine",
+}
+
+
+def readme_commands():
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def run_here(command):
+    return not any(command.startswith(start) for start in ELSEWHERE)
+
+
+def test_the_readme_shows_the_contract():
+    commands = "\n".join(readme_commands())
+    for needed in ("make setup", "make prep", f"make train-{REAL_MODEL}", f"make kpi-{REAL_MODEL}", "make report", "make demo", "make test",
+                   "python src/prepare_splits.py --in data/all.jsonl --out data", "python src/build_prompts.py",
+                   f"accelerate launch src/sft_train.py --config configs/{REAL_MODEL}.yaml",
+                   f"python src/evaluate_kpis.py --model_path outputs/{REAL_MODEL}-merged --backend hf --schema configs/decoding.jsonschema "
+                   f"--data data/test.jsonl --out reports/{REAL_MODEL}_metrics.json"):
+        assert needed in commands
+    assert all(any(command.startswith(start) for command in readme_commands()) for start in ELSEWHERE), "an exception that the README no longer has"
+
+
+def test_every_file_that_the_readme_names_exists():
+    tree = re.search(r"^## Where things are\n+```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S).group(1)
+    names = re.findall(r"[\w/]+\.(?:py|md)", tree)
+    assert len(names) >= 15
+    assert [name for name in names if not any((ROOT / folder / name).exists() for folder in ("", "src"))] == []
+
+
+@pytest.mark.slow
+def test_every_command_runs_word_for_word(tmp_path):
+    project = copy_of_the_repo(tmp_path)
+    # Few rows and a short training: the commands are what is tested here.
+    subprocess.run([sys.executable, "src/synthesize.py", "--rows", "240", "--out", "data/all.jsonl"], cwd=project, check=True, capture_output=True)
+    config = project / "configs" / "standin.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 0.2"))
+    commands = [command.replace(REAL_MODEL, "standin") for command in readme_commands() if run_here(command)]
+    assert len(commands) >= 10
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET
+    environment |= {"PY": sys.executable, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in commands:
+        result = subprocess.run(shlex.split(command), cwd=project, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
+    made = ["data/manifest.json", "data/processed/val.jsonl", "outputs/standin-lora/adapter_model.safetensors", "outputs/standin-merged/model.safetensors",
+            "reports/standin_metrics.json", "reports/standin_predictions.jsonl", "reports/baseline_boosting_metrics.json", "reports/baseline_splink_metrics.json",
+            "reports/metrics.csv", "reports/model_comparison.md", "reports/index.html"]
+    assert [name for name in made if not (project / name).is_file()] == []
