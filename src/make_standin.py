@@ -7,7 +7,7 @@ pipeline without a GPU, a hub account or a download. It knows nothing before tra
 import argparse
 from pathlib import Path
 
-from common import Clock, quiet_libraries, read_jsonl, run, write_manifest
+from common import Clock, quiet_libraries, run, write_manifest
 
 VOCABULARY = 1_024
 EMBEDDING_STD = 0.3
@@ -22,9 +22,11 @@ def main():
     parser.add_argument("--out", default="models/standin", help="model folder to write")
     parser.add_argument("--seed", type=int, default=1, help="another seed gives other random weights")
     args = parser.parse_args()
+    import dataset
+
     clock = Clock()
     quiet_libraries()
-    texts = (message["content"] for row in read_jsonl(args.data) for message in row["prompt"] + row["completion"])
+    texts = (message["content"] for row in dataset.read_prompts(args.data) for message in row["prompt"] + row["completion"])
     tokenizer, model = make(texts, args.seed)
     tokenizer.save_pretrained(args.out)
     model.save_pretrained(args.out)

@@ -151,7 +151,7 @@ def groups(index):
     values = bands.view(np.uint8)
     rows = row_of_part[one_of_each]
     for band in range(bands.shape[1]):
-        join_near(parent, bands[:, band], bands[:, band - 1], values, rows)
+        join_near(parent, bands[:, band], values, rows)
     return np.unique(roots(parent), return_inverse=True)[1]
 
 
@@ -164,12 +164,9 @@ def leaders(keys, rows):
     return rows[first], rows[later]
 
 
-def join_near(parent, keys, other_keys, values, rows):
-    """Join what meets in one band and agrees enough, looking at the next few only: a bucket of look-alikes must not cost its square.
-
-    Sorted by another band too, so that in a large bucket near-identical parts still stand side by side.
-    """
-    order = np.lexsort((other_keys, keys))
+def join_near(parent, keys, values, rows):
+    """Join what meets in one band and agrees enough, looking at the next few only: a bucket of look-alikes must not cost its square."""
+    order = np.argsort(keys, kind="stable")
     order = order[keys[order] != NO_KEY]
     for step in range(1, NEIGHBOURS + 1):
         left, right = order[:-step], order[step:]

@@ -17,7 +17,6 @@ from common import (
     existing_file,
     quiet_libraries,
     read_json,
-    read_jsonl,
     run,
     sha256_file,
     sha256_text,
@@ -52,9 +51,10 @@ def main():
     else:
         say(f"{lora} is up to date: only the merge runs")
     if is_main():
+        import dataset
         import merge_adapter
 
-        merge_adapter.merge(config, task, lora, merged, read_jsonl(args.val), fingerprint)
+        merge_adapter.merge(config, task, lora, merged, dataset.read_prompts(args.val), fingerprint)
 
 
 def parse_args():
@@ -142,7 +142,7 @@ def encoded(args, chat, config, lora):
 
     examples, left_out = {}, {}
     for split, path in (("train", args.train), ("val", args.val)):
-        examples[split], left_out[split] = dataset.encode_rows(read_jsonl(path), chat, config)
+        examples[split], left_out[split] = dataset.encode_rows(dataset.read_prompts(path), chat, config)
         if is_main():
             dataset.print_left_out(left_out[split], str(path), 5)
         if not examples[split]:
