@@ -120,7 +120,7 @@ demo-steps: | $(ENV)
 	@$(MAKE) kpi-standin
 	@$(MAKE) baseline
 	@$(MAKE) report
-	@echo; sed -n '/^| Model/,/^$$/p' $(R)/model_comparison.md
+	@echo; sed -n '/^| Model/,/^$$/{p;/^$$/q}' $(R)/model_comparison.md
 	@echo "The stand-in has random weights and $$(wc -l < $(D)/train.jsonl) synthetic training pairs: it shows the pipeline, not what a model can do."
 	@printf 'made:  %s\n' $(D)/ $(O)/standin-lora/ $(O)/standin-merged/ $(R)/standin_metrics.json $(R)/model_comparison.md $(R)/index.html
 

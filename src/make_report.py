@@ -97,14 +97,14 @@ class Model:
 
 
 def find_models(reports, configs, task):
-    """Language models by title, measured or not, then the baselines that were measured."""
+    """Measured language models, then baselines, then the models that have not run, each by title."""
     measured = [read_model(path, task) for path in sorted(reports.glob(f"*{METRICS}"))]
     names = [model.name for model in measured]
     for model in measured:
         if names.count(model.name) > 1:
             model.title += f" ({model.metrics_path.name.removesuffix(METRICS)})"
     waiting = [planned_model(path) for path in sorted(configs.glob("*.yaml")) if path.stem not in names and path.stem != STANDIN]
-    return sorted(measured + waiting, key=lambda model: (model.kind == BASELINE, model.title.casefold(), model.name))
+    return sorted(measured + waiting, key=lambda model: (model.metrics is None, model.kind == BASELINE, model.title.casefold(), model.name))
 
 
 def planned_model(path):

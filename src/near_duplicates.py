@@ -168,12 +168,15 @@ def join_near(parent, keys, values, rows):
     """Join what meets in one band and agrees enough, looking at the next few only: a bucket of look-alikes must not cost its square."""
     order = np.argsort(keys, kind="stable")
     order = order[keys[order] != NO_KEY]
+    ordered = keys[order]
+    places = np.arange(len(order))
     for step in range(1, NEIGHBOURS + 1):
-        left, right = order[:-step], order[step:]
-        meet = keys[left] == keys[right]
-        if not meet.any():
+        # Whoever did not meet the part `step - 1` places on meets none further on.
+        places = places[places < len(order) - step]
+        places = places[ordered[places] == ordered[places + step]]
+        if not len(places):
             return
-        left, right = left[meet], right[meet]
+        left, right = order[places], order[places + step]
         near = agree(values, left, right)
         join(parent, rows[left[near]], rows[right[near]])
 
@@ -183,7 +186,7 @@ def agree(values, lefts, rights):
     near = np.empty(len(lefts), bool)
     for start in range(0, len(lefts), 100_000):
         part = slice(start, start + 100_000)
-        near[part] = (values[lefts[part]] == values[rights[part]]).mean(1) >= NEAR
+        near[part] = np.count_nonzero(values[lefts[part]] == values[rights[part]], axis=1) >= NEAR * N_HASHES
     return near
 
 
