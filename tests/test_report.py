@@ -128,13 +128,14 @@ def test_standin_appears_only_when_measured(bench):
     assert bench.row("Title standin")[2] == f"{22 / 24:.3f}"
 
 
-def test_baselines_come_last_and_what_cannot_apply_is_na(bench):
+def test_models_then_baselines_then_what_has_not_run(bench):
     bench.put("baseline_boosting", bench.boosting, kind="baseline")
+    bench.put("phi4mini", bench.good)
     bench.make()
-    last = bench.table()[-1]
-    assert last[0] == "Title baseline_boosting"
-    assert re.fullmatch(r"n/a \[\d]", last[COLUMNS.index("JSON Valid %")])
-    assert re.fullmatch(r"0\.\d{3}", last[COLUMNS.index("Macro-F1")])
+    rows = bench.table()[-3:]
+    assert [row[0] for row in rows[:2]] == ["Title phi4mini", "Title baseline_boosting"] and rows[2][2].startswith("not run")
+    assert re.fullmatch(r"n/a \[\d]", rows[1][COLUMNS.index("JSON Valid %")])
+    assert re.fullmatch(r"0\.\d{3}", rows[1][COLUMNS.index("Macro-F1")])
 
 
 def test_loses_to_boosting_only_when_it_does(bench):
@@ -289,7 +290,7 @@ def test_csv_holds_value_and_interval(bench):
     bench.put("baseline_boosting", bench.boosting, kind="baseline")
     bench.make()
     rows = {row["model"]: row for row in csv.DictReader(bench.text("metrics.csv").splitlines())}
-    assert list(rows) == ["mistral7b", "phi4mini", "baseline_boosting"]
+    assert list(rows) == ["phi4mini", "baseline_boosting", "mistral7b"]
     phi = rows["phi4mini"]
     assert float(phi["accuracy"]) == pytest.approx(22 / 24, abs=1e-6)
     assert float(phi["accuracy_low"]) < float(phi["accuracy"]) < float(phi["accuracy_high"])
