@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from pipeline import QUIET, copy_of_the_repo
 
 

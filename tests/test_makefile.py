@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+
 from pipeline import QUIET, ROOT, copy_of_the_repo
 
 pytestmark = pytest.mark.slow

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pipeline import QUIET, ROOT, copy_of_the_repo
 
 REAL_MODEL = "phi4mini"
@@ -63,6 +64,6 @@ def test_every_command_runs_word_for_word(tmp_path):
         result = subprocess.run(shlex.split(command), cwd=project, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
     made = ["data/manifest.json", "data/processed/val.jsonl", "outputs/standin-lora/adapter_model.safetensors", "outputs/standin-merged/model.safetensors",
-            "reports/standin_metrics.json", "reports/standin_predictions.jsonl", "reports/baseline_boosting_metrics.json", "reports/baseline_splink_metrics.json",
-            "reports/metrics.csv", "reports/model_comparison.md", "reports/index.html"]
+            "reports/standin_metrics.json", "reports/standin_predictions.jsonl", "reports/baseline_boosting_metrics.json",
+            "reports/baseline_splink_metrics.json", "reports/metrics.csv", "reports/model_comparison.md", "reports/index.html"]
     assert [name for name in made if not (project / name).is_file()] == []

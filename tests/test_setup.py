@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+
 from pipeline import ROOT, copy_of_the_repo
 
 PYTHON = """#!/bin/sh
