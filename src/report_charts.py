@@ -1,6 +1,11 @@
-"""The report's figures as SVG and table strings: no drawing library, colours from the page's style sheet, numbers beside each figure."""
+"""The report's figures as SVG and table strings: no drawing library, colours from the page's style sheet, numbers beside each figure.
+
+At the end: the shape that a metrics file must have to be drawn.
+"""
 
 from html import escape
+
+import jsonschema
 
 LEFT, PLOT_W, TOP, PLOT_H = 56, 290, 12, 210
 WIDTH, FLOOR = LEFT + PLOT_W + 18, TOP + PLOT_H
@@ -67,8 +72,8 @@ def risk_coverage(series):
 
 
 def at(points, coverage):
-    """The first point at or beyond a coverage."""
-    return next(point for point in points if point[0] >= coverage)
+    """The first point at or beyond a coverage, or the last one."""
+    return next((point for point in points if point[0] >= coverage), points[-1])
 
 
 def slice_bars(slices):
@@ -217,3 +222,37 @@ def spoken(kpi):
     if kpi["value"] is None:
         return "has no value"
     return f"{kpi['value']:.3f} (95 %: {kpi['ci95'][0]:.3f} to {kpi['ci95'][1]:.3f}, n = {kpi['n']:,})"
+
+
+def holds(*needed, **properties):
+    return {"type": "object", "properties": properties, "required": needed}
+
+
+def every(item, kind="array"):
+    return {"type": kind, {"array": "items", "object": "additionalProperties"}[kind]: item}
+
+
+COUNT, SHARE = {"type": "integer", "minimum": 0}, {"type": "number", "minimum": 0, "maximum": 1}
+TEXT, SIZE, FACTS = ({"type": [kind, "null"]} for kind in ("string", "number", "object"))
+MEMORY = FACTS | {"properties": {"method": TEXT, "peak_gpu_memory_mib": SIZE, "peak_memory_mib": SIZE, "hardware": FACTS}}
+# Nothing to measure is a null value; a value comes with its interval.
+KPI = holds("value", "n", value=SIZE, n=COUNT, ci95={"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}) | {
+    "if": {"properties": {"value": {"type": "number"}}}, "then": holds("ci95", ci95={"type": "array"})}
+BIN = holds("from", "to", "n", "confidence", "accuracy", **{"from": SHARE}, to=SHARE, n=COUNT | {"minimum": 1}, confidence=SHARE, accuracy=SHARE)
+METRICS_SCHEMA = holds(
+    "model", "kpis", "data", "confusion", "calibration", "risk_coverage", "slices", "predictions",
+    model={"type": "string"}, predictions={"type": "string"}, title=TEXT, checkpoint=TEXT, precision=TEXT, kind={"type": "string"},
+    task={"type": "string"}, data=holds(sha256=TEXT, rows=SIZE), training=MEMORY, predicted=MEMORY, versions=FACTS, hardware=FACTS,
+    kpis=every(KPI, "object"), confusion=holds("labels", "said", "counts", said=every({"type": "string"})),
+    calibration=every(BIN), risk_coverage=every(holds("coverage", "risk", coverage=SHARE, risk=SHARE)),
+    slices=every(every(holds("accuracy", "macro_f1", accuracy=KPI, macro_f1=KPI), "object"), "object"))
+
+
+def drawable(_, value):
+    """Python reads NaN, infinities and integers beyond a float from JSON; none of them can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 10**12
+
+
+TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
+    {"number": drawable, "integer": lambda _, value: drawable(_, value) and value == int(value)})
+METRICS_SHAPE = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=TYPES)(METRICS_SCHEMA)

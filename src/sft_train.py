@@ -279,6 +279,7 @@ def training_facts(trainer, config, examples, left_out):
     return {"method": config.peft.method, "quantization": "NF4, double" if config.peft.method == "qlora" else "none", "precision": trainer.precision,
             "rows": len(examples["train"]), "left_out": left_out, "steps": state.global_step, "epochs": round(state.epoch or 0, 3),
             "packing": trainer.plan.packing, "per_device_batch": trainer.plan.per_device, "grad_accum": trainer.plan.grad_accum, "processes": n_processes(),
+            "base_revision": getattr(trainer.model.config, "_commit_hash", None),
             "best_step": state.best_global_step, "best_val_macro_f1": state.best_metric, "adapted": targets,
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "val_macro_f1_by_step": {entry["step"]: round(entry["eval_macro_f1"], 4) for entry in evals},

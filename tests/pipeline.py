@@ -12,7 +12,7 @@ QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM"
 
 def run(*command, cwd, **options):
     """A script of src/ in the interpreter of the tests."""
-    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, env=os.environ | QUIET, **options)
+    return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, env=os.environ | QUIET, timeout=600, **options)
 
 
 def done(*command, cwd):

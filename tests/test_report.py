@@ -11,6 +11,7 @@ import pytest
 
 import evaluate_kpis
 import make_report
+import report_page
 from common import UserError
 from tasks import load_task
 from tasks.crm import synthetic
@@ -247,11 +248,11 @@ def test_hostile_titles_stay_text(bench):
 
 
 def test_differences_are_marked_letter_by_letter():
-    fields = make_report.marked({"field": "city", "left": "Springfield", "right": "Sprinfield", "relation": "similar"})
+    fields = report_page.marked({"field": "city", "left": "Springfield", "right": "Sprinfield", "relation": "similar"})
     assert (fields["left"], fields["right"]) == (["Sprin", "g", "field"], ["Sprinfield"])
-    whole = make_report.marked({"field": "city", "left": "Dover", "right": "Salem", "relation": "different"})
+    whole = report_page.marked({"field": "city", "left": "Dover", "right": "Salem", "relation": "different"})
     assert (whole["left"], whole["right"]) == (["", "Dover"], ["", "Salem"])
-    same = make_report.marked({"field": "phone", "left": "+1 2", "right": "12", "relation": "same"})
+    same = report_page.marked({"field": "phone", "left": "+1 2", "right": "12", "relation": "same"})
     assert (same["left"], same["right"]) == (["+1 2"], ["12"])
 
 
@@ -312,6 +313,48 @@ def test_broken_metrics_file_is_named(bench, text, says):
     with pytest.raises(UserError, match=f"phi4mini_metrics.json: .*{says}"):
         bench.make()
     assert not (bench.reports / "index.html").exists()
+
+
+FACTS = {"task": "crm", "backend": "hf", "command": "python src/evaluate_kpis.py", "git_commit": "c" * 40, "finished": "2026-01-01T00:00:00Z",
+         "versions": {"python": "3.11"}, "hardware": {"gpu": "H200"}, "predicted": {"peak_gpu_memory_mib": 9.5, "hardware": {"gpu": "H200"}},
+         "training": {"method": "lora", "quantization": "none", "precision": "bfloat16", "peak_memory_mib": 9.5, "hardware": {"gpu": "H200"}}}
+TOP_KEYS = ["model", "title", "checkpoint", "kind", "precision", "data", "predictions", "kpis", "confusion", "calibration", "risk_coverage", "slices", *FACTS]
+
+
+def places(value, path):
+    """Every place below a key of a metrics file; where entries are of one kind, the first stands for all."""
+    yield path
+    alike = isinstance(value, list) or len(path) <= {"kpis": 1, "slices": 2}.get(path[0], 0)
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    for key in keys[:1] if alike else keys:
+        yield from places(value[key], (*path, key))
+
+
+def damaged(value, path, damage):
+    if not path:
+        return damage
+    entries = list(value) if isinstance(value, list) else dict(value)
+    entries[path[0]] = damaged(value[path[0]], path[1:], damage)
+    return entries
+
+
+@pytest.mark.parametrize("key", TOP_KEYS)
+def test_damaged_metrics_make_a_report_or_name_file_key_and_next_step(bench, key):
+    bench.put("baseline_boosting", bench.boosting, kind="baseline")
+    bench.put("phi4mini", bench.good, **FACTS)
+    path = bench.reports / "phi4mini_metrics.json"
+    whole = json.loads(path.read_text())
+    assert set(whole) == set(TOP_KEYS)
+    for place in places(whole[key], (key,)):
+        for damage in (None, 5, "x", [], {}, -1, True, float("nan"), 10**400, "long" * 1000):
+            path.write_text(json.dumps(damaged(whole, place, damage)))
+            try:
+                bench.make()
+            except UserError as error:
+                assert all(part in str(error) for part in ("phi4mini_metrics.json", key, "; ")), error
+                assert re.search("evaluate_kpis.py|--task", str(error)), error
+            except Exception as error:
+                raise AssertionError(f"{place} = {damage!r:.20}") from error
 
 
 def test_broken_kpi_is_named(bench):

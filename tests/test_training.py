@@ -168,8 +168,8 @@ def test_packing_probe_sees_rows_that_leak(project):
 
 
 def test_two_processes_train_one_adapter(project):
-    command = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--main_process_port", "0"]
+    # accelerate starts one process on a CPU whatever it is asked; torch's own launcher sets the same variables for two.
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     output = done(*command, *train(project, "two", "train.epochs=0.5", "train.grad_accum=2", "train.batch_size=4"), cwd=project)
     training = manifest(project, "two")["training"]
     assert training["processes"] == 2 and training["grad_accum"] == 1
