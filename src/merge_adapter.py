@@ -103,9 +103,9 @@ def load_adapter_model(config, lora):
     """The model as it was trained: base in training precision, 4-bit for QLoRA, adapter on top."""
     from peft import PeftModel
 
-    import sft_train
+    import base_model
 
-    base, _ = sft_train.load_base(config)
+    base, _ = base_model.load_base(config)
     return PeftModel.from_pretrained(base, lora).eval()
 
 
@@ -139,17 +139,13 @@ def fold(config, dtype, lora, folder, chat):
 
 def load_fold_base(config):
     """The weights that the delta is added to, in float32."""
-    from transformers import AutoModelForCausalLM
-
-    import dataset
-    import sft_train
+    import base_model
 
     if config.peft.method == "qlora" and config.merge.qlora_base == "dequantized":
-        base, _ = sft_train.load_base(config)
+        base, _ = base_model.load_base(config)
         base = base.dequantize()
         return base.to(roomy_device(base.num_parameters())).float()
-    with dataset.hub_errors_explained(config.model_id):
-        base = AutoModelForCausalLM.from_pretrained(sft_train.base_path(config), dtype="auto")
+    base = base_model.load_weights(config, dtype="auto")
     return base.to(roomy_device(base.num_parameters())).float()
 
 

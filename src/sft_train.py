@@ -88,17 +88,12 @@ def say(text):
 
 def training_fingerprint(args, config, task):
     """What the adapter depends on: settings other than the merge's, prompts, base model."""
+    import dataset
     import predict
 
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "merge"}
-    return sha256_text(json.dumps([settings, task.name, sha256_file(args.train), sha256_file(args.val), predict.model_identity(base_path(config))],
-                                  sort_keys=True))
-
-
-def base_path(config):
-    import dataset
-
-    return dataset.local_or_hub(config.model_id)
+    base = predict.model_identity(dataset.local_or_hub(config.model_id))
+    return sha256_text(json.dumps([settings, task.name, sha256_file(args.train), sha256_file(args.val), base], sort_keys=True))
 
 
 def finished(folder, fingerprint):
@@ -116,6 +111,7 @@ def train(args, config, task, lora, fingerprint, clock):
     examples, left_out = encoded(args, chat, config, lora)
     checkpoints = prepare_folder(lora, fingerprint, config)
     trainer = make_trainer(config, task, chat, examples, checkpoints)
+    trainer.accelerator.wait_for_everyone()  # stale checkpoints are gone before any process looks for the last one
     last = last_whole_checkpoint(checkpoints)
     say(f"going on from {last.name}" if last else f"training {config.name}: {len(examples['train']):,} rows, {trainer.plan.words}")
     # Under autocast PEFT would lift every input of an adapter to float32 only for autocast to lower it again.
@@ -209,10 +205,13 @@ def make_trainer(config, task, chat, examples, folder):
     from peft import LoraConfig
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
+    import base_model
     import packed_attention
     import trainer as ours
 
-    model, precision = load_base(config, attention=packed_attention.register())
+    model, precision = base_model.load_base(config, attention=packed_attention.register())
+    if precision == "float16" and config.train.bf16:
+        say("this GPU has no bfloat16: training in float16")
     packing = ours.packing_is_correct(model, examples["train"], config.train)
     plan = make_plan(config, examples["train"], packing)
     data = {split: Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in rows]) for split, rows in examples.items()}
@@ -228,32 +227,6 @@ def make_trainer(config, task, chat, examples, folder):
     trainer.plan, trainer.precision, trainer.speed, speed.trainer = plan, precision, speed, trainer
     trainer.verdict_cases = ours.VerdictCases(chat, task, examples["val"], config.train.eval_rows)
     return trainer
-
-
-def load_base(config, attention=None):
-    """The base model in the precision it trains in: bf16 where the GPU has it, else fp16; float32 on a CPU."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    import dataset
-
-    cuda = torch.cuda.is_available()
-    precision = ("bfloat16" if config.train.bf16 and torch.cuda.is_bf16_supported() else "float16") if cuda else "float32"
-    if cuda and config.train.bf16 and precision == "float16":
-        say("this GPU has no bfloat16: training in float16")
-    place = {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}, "attn_implementation": attention} if cuda else {}
-    with dataset.hub_errors_explained(config.model_id):
-        return AutoModelForCausalLM.from_pretrained(base_path(config), dtype=getattr(torch, precision), **place, **quantization(config, precision)), precision
-
-
-def quantization(config, precision):
-    if config.peft.method != "qlora":
-        return {}
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                                      bnb_4bit_compute_dtype=getattr(torch, precision))}
 
 
 def save_adapter(trainer, chat, lora):

@@ -84,5 +84,5 @@ def verdict_probabilities(model, prompts, branch, pad_id):
         logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
     shares = logits[:, list(branch.token_of.values())].float().softmax(-1)
     if not shares.isfinite().all():
-        raise UserError("the model's logits are not finite numbers; its weights overflow in this precision, merge it with merge.dtype: bfloat16")
+        raise UserError("the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set merge.dtype=float32")
     return [dict(zip(branch.token_of, row, strict=True)) for row in shares.tolist()]
