@@ -7,6 +7,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SECONDARY:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
+# Every step uses the whole machine, and the report wants the others finished.
+.NOTPARALLEL:
 $(if $(filter 4.% 5.%,$(MAKE_VERSION)),,$(error GNU Make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then gmake))
 
 # Whatever changes a result is in its path or its manifest.
@@ -30,15 +32,23 @@ $(if $(filter $(BACKEND),$(BACKENDS)),,$(error no backend '$(BACKEND)'; there is
 
 # The first task keeps the flat paths; another task's files live one folder down.
 SUB := $(if $(filter crm,$(TASK)),,/$(TASK))
-D := $(WORK)data$(SUB)
-O := $(WORK)outputs$(SUB)
-R := $(WORK)reports$(SUB)
+ROOT := $(if $(WORK),$(patsubst %/,%,$(WORK))/)
+D := $(ROOT)data$(SUB)
+O := $(ROOT)outputs$(SUB)
+R := $(ROOT)reports$(SUB)
 T := src/tasks/$(TASK)
 TASK_FLAG := $(if $(SUB),--task $(TASK))
 SETTINGS := $(if $(SET),--set $(SET))
 AGAIN := $(if $(FORCE),--force)
+SCHEMA := $(shell sed -n 's/^schema: *//p' $(T)/task.yaml)
 # What every scoring depends on; touching one re-scores and generates nothing.
-SCORING := src/evaluate_kpis.py $(T)/kpis.py $(T)/fields.py
+SCORING := src/evaluate_kpis.py $(wildcard $(T)/*.py)
+# A step that is asked for by name always runs and decides by its fingerprint (settings, data, model) whether there is work;
+# as a step on the way to another one, it runs when a file that it reads is newer.
+.PHONY: ALWAYS
+$(if $(filter prep,$(MAKECMDGOALS)),$(eval $(D)/manifest.json: ALWAYS))
+$(foreach m,$(MODELS),$(if $(filter train-$m,$(MAKECMDGOALS)),$(eval $(O)/$m-merged/manifest.json: ALWAYS)))
+$(foreach m,$(MODELS),$(if $(filter kpi-$m,$(MAKECMDGOALS)),$(eval $(R)/$m_metrics.json: ALWAYS)))
 
 ## make setup             create or update the environment: conda/mamba where present (crm-dedup-llm), else .venv
 CONDA := $(firstword $(shell command -v mamba conda 2>/dev/null || true))
@@ -66,9 +76,9 @@ endif
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
-$(D)/manifest.json: src/prepare_splits.py src/near_duplicates.py src/rows.py $(T)/data.py $(T)/synthetic.py $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
-	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(TASK_FLAG)
-$(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md src/tasks/__init__.py configs/decoding.jsonschema
+$(D)/manifest.json: src/prepare_splits.py src/near_duplicates.py src/rows.py $(wildcard $(T)/data.py $(T)/synthetic.py) $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
+	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(AGAIN) $(TASK_FLAG)
+$(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md src/tasks/__init__.py $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(TASK_FLAG)
 
 ## make check-<model>     before any GPU hour: config, template, lengths, adapter, memory, time, one masked sample
@@ -81,9 +91,8 @@ $(MODELS:%=check-%): check-%: configs/%.yaml $(D)/processed/manifest.json
 $(MODELS:%=train-%): train-%: $(O)/%-merged/manifest.json
 LAUNCH = $(PYTHON) -m accelerate.commands.launch --quiet --num_processes $(GPUS) $(if $(filter-out 1,$(GPUS)),--multi_gpu) \
 	--num_machines 1 --mixed_precision no --dynamo_backend no
-$(MODELS:%=$(O)/%-merged/manifest.json): $(O)/%-merged/manifest.json: configs/%.yaml $(D)/processed/manifest.json $(if $(SET)$(FORCE),ALWAYS)
+$(MODELS:%=$(O)/%-merged/manifest.json): $(O)/%-merged/manifest.json: configs/%.yaml $(D)/processed/manifest.json
 	$(LAUNCH) src/sft_train.py --config $< --train $(D)/processed/train.jsonl --val $(D)/processed/val.jsonl --out $(O) $(SETTINGS) $(AGAIN) $(TASK_FLAG)
-.PHONY: ALWAYS
 # The stand-in's random weights are made here; every other model comes from a folder or the hub.
 $(O)/standin-merged/manifest.json check-standin: models/standin/manifest.json
 models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
@@ -92,22 +101,21 @@ models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 ## make kpi-<model>       answer the test rows and score the answers: reports/<model>_metrics.json (BACKEND=, LIMIT=)
 .PHONY: $(MODELS:%=kpi-%)
 $(MODELS:%=kpi-%): kpi-%: $(R)/%_metrics.json
-$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/dataset.py src/constrained_decode/$(BACKEND).py configs/decoding.jsonschema $(if $(LIMIT)$(FORCE),ALWAYS)
-	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) --schema configs/decoding.jsonschema --data $(D)/test.jsonl \
+$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/dataset.py src/constrained_decode/$(BACKEND).py $(SCHEMA)
+	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) --schema $(SCHEMA) --data $(D)/test.jsonl \
 	  --out $@ $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
 
 ## make baseline          what one would use instead, on the same rows: majority, gradient boosting, Splink
 .PHONY: baseline
 baseline: $(R)/baselines.json
-$(R)/baselines.json: src/baseline.py $(T)/classical.py $(SCORING) $(D)/manifest.json | $(ENV)
+$(R)/baselines.json: src/baseline.py $(SCORING) $(D)/manifest.json $(if $(FORCE),ALWAYS) | $(ENV)
 	$(PYTHON) $< --train $(D)/train.jsonl --val $(D)/val.jsonl --data $(D)/test.jsonl --out $(R) $(TASK_FLAG)
 
 ## make report            reports/model_comparison.md, metrics.csv and index.html from what has been measured (never trains)
 .PHONY: report
-report: $(R)/manifest.json
+report: $(ENV)
+	$(PYTHON) src/make_report.py --reports $(R) $(TASK_FLAG)
 	@echo "the comparison is in $(R)/model_comparison.md, the page in $(R)/index.html"
-$(R)/manifest.json: src/make_report.py $(wildcard src/report_*) $(wildcard $(R)/*_metrics.json) $(wildcard configs/*.yaml) $(T)/task.yaml | $(ENV)
-	$(PYTHON) $< --reports $(R) $(TASK_FLAG)
 
 ## make demo              a fresh clone, a laptop: the whole chain on a small stand-in model, under demo/
 .PHONY: demo demo-steps
@@ -138,7 +146,8 @@ clean:
 	rm -rf demo models/standin $(O)/*-lora $(O)/*-merged $(D)/processed $(D)/synthetic.jsonl $(D)/synthetic.jsonl.manifest.json
 	rm -f $(D)/manifest.json $(D)/train.jsonl $(D)/val.jsonl $(D)/test.jsonl
 	rm -f $(R)/*_metrics.json $(R)/*_predictions.jsonl $(R)/*_predictions.manifest.json $(R)/baselines.json $(R)/metrics.csv $(R)/index.html $(R)/manifest.json
-	@if [ -f $(R)/model_comparison.md ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi
+	rm -rf $(D)/*.part $(O)/*.part $(R)/*.part
+	@if [ "$$(grep -c 'steward:begin' $(R)/model_comparison.md 2>/dev/null).$$(grep -c 'steward:end' $(R)/model_comparison.md 2>/dev/null)" = 1.1 ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi
 	@rmdir $(O) $(R) 2>/dev/null || true
 
 ## make help              this list

@@ -16,6 +16,7 @@ from tasks import DEFAULT, load_task
 HOSTILE = "<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|begin_of_text|> <|start_header_id|> <|end|> <|user|> <|assistant|> [INST] [/INST] " \
           "[TOOL_CALLS] [AVAILABLE_TOOLS] <s> </s> <unk> <pad> <think> </think> <0x0A>"
 CLOCK_MARK = "what the clock says"
+MOST_LEFT_OUT = 0.1  # of the rows; training leaves the others out whole and says which
 ACHIEVED_SHARE = 0.25  # of the measured matrix rate: what this training loop reached on an H200 (LOG.md)
 # Bytes a token keeps for each hidden value of each layer, by whether checkpointing is on; measured on an H200 (LOG.md).
 ACTIVATION_BYTES = {True: 2.5, False: 80}
@@ -91,7 +92,7 @@ def check_lengths(rows, chat, config, path):
         raise UserError(f"{path}: none of the {len(rows):,} rows fits this model; {left_out[0]['id']}: {left_out[0]['reason']}")
     totals = sorted(len(example["input_ids"]) for example in examples)
     answers = sorted(dataset.n_answer_tokens(example) for example in examples)
-    good = say(len(left_out) <= 0.01 * len(rows),
+    good = say(len(left_out) <= MOST_LEFT_OUT * len(rows),
                f"lengths: prompt and answer {totals[len(totals) // 2]} tokens at the median, {totals[-1]} at most (limit {config.train.max_seq_len}); "
                f"answer {answers[len(answers) // 2]} and {answers[-1]} (limit {config.gen.max_new_tokens}); {len(left_out):,} of {len(rows):,} rows do not fit")
     dataset.print_left_out(left_out, str(path), 10)

@@ -39,8 +39,9 @@ def run(main):
         print("stopped by the keyboard; nothing half-written was left", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
+        # Whoever read our output has gone, and the work is not finished: say so as the shell would.
         sys.stdout = None
-        sys.exit(0)
+        sys.exit(141)
     except Exception as error:
         message = explain_os_error(error) or explain_no_space(error)
         if message is None:
@@ -66,7 +67,8 @@ def explain_os_error(error):
 def explain_no_space(error):
     """Libraries that write through native code report a full disk as text only."""
     text = str(error)
-    if any(os.strerror(code).lower() in text.lower() for code in NO_SPACE):
+    # torch's file writer hides the cause and names its own place instead.
+    if any(os.strerror(code).lower() in text.lower() for code in NO_SPACE) or "inline_container" in text:
         return f"no space left to write ({text.strip().splitlines()[-1]}); free some space or choose another --out, then run again"
     return None
 

@@ -196,7 +196,7 @@ class Columns:
         """Share of wrong verdicts among the most confident share of cases."""
         np, known = self.np, self.leaning >= 0
         order = np.argsort(-self.confidence[known], kind="stable")
-        wrong = np.cumsum((self.leaning != self.gold)[known][order])
+        wrong = np.cumsum((self.said != self.gold)[known][order])
         steps = np.unique(np.linspace(1, len(order), n_points).round().astype(int)) if len(order) else []
         return [{"coverage": round(float(s / len(order)), 6), "risk": round(float(wrong[s - 1] / s), 6)} for s in steps]
 

@@ -86,8 +86,9 @@ class Model:
         return self.metrics["kpis"].get(name) if self.metrics else None
 
     @property
-    def data_sha256(self):
-        return self.metrics["data"].get("sha256")
+    def measured_on(self):
+        """Which rows: the file's hash, and how many of its rows (LIMIT answers the first few only)."""
+        return self.metrics["data"].get("sha256"), self.metrics["data"].get("rows")
 
 
 def find_models(reports, configs, task):

@@ -31,7 +31,7 @@ from constrained_decode import engine_names, load_engine
 from rows import load_rows
 from tasks import DEFAULT, load_task
 
-SOURCES = ("predict.py", "dataset.py", "tasks/__init__.py", "constrained_decode/__init__.py")
+SOURCES = ("predict.py", "common.py", "dataset.py", "tasks/__init__.py", "constrained_decode/__init__.py")
 
 
 def main():
@@ -106,13 +106,13 @@ def config_text(config):
 
 
 def model_identity(model_path):
-    """What tells one model from another: the fingerprint of its training, else its files' names, sizes and times."""
+    """What tells one model from another: what a merged one was made of, else its files' names, sizes and times."""
     folder = Path(model_path)
     if not folder.is_dir():
         return str(model_path)
-    if (folder / "manifest.json").is_file():
-        facts = read_json(folder / "manifest.json")
-        return facts.get("fingerprint") or facts.get("finished")
+    facts = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    if "adapter_sha256" in facts:
+        return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()]
 
 

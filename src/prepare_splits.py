@@ -4,9 +4,10 @@ Stratified by verdict; rows that share a record, a near-identical record or a `g
 """
 
 import argparse
+import json
 from pathlib import Path
 
-from common import Clock, UserError, existing_file, progress, read_lines, run, sha256_file, write_manifest, written_whole
+from common import ROOT, Clock, UserError, existing_file, progress, read_json, read_lines, run, sha256_file, sha256_text, write_manifest, written_whole
 from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task
 
@@ -17,6 +18,10 @@ SYNTHETIC_ROWS = 2_000
 def main():
     args = parse_args()
     clock, task = Clock(), load_task(args.task)
+    if not args.force and is_done(args, task):
+        print(f"the splits in {args.out} are up to date: same rows, seed and code (--force makes them again)")
+        date_after_inputs(args, task)
+        return
     source, synthetic = find_rows(args, task)
     import near_duplicates  # numpy: not for --help
 
@@ -27,6 +32,7 @@ def main():
     (Path(args.out) / "manifest.json").unlink(missing_ok=True)
     report(counts, n_moved, groups, index, synthetic)
     write_manifest(Path(args.out) / "manifest.json", clock, task=task.name, source=Path(source).name, synthetic=synthetic,
+                   fingerprint=fingerprint(source, args.seed, task),
                    source_sha256=sha256_file(source), seed=args.seed, rows=len(index.labels), pairs_moved=n_moved,
                    groups=int(groups.max()) + 1, largest_group=largest(groups), identical_pairs=index.identical_pairs, classes=counts,
                    sha256={name: sha256_file(Path(args.out) / f"{name}.jsonl") for name in SPLITS})
@@ -37,6 +43,7 @@ def parse_args():
     parser.add_argument("--in", dest="source", help="labelled rows, JSON Lines; if it is missing, synthetic pairs take its place (default data/all.jsonl)")
     parser.add_argument("--out", help="folder for train.jsonl, val.jsonl, test.jsonl and manifest.json (default data)")
     parser.add_argument("--seed", type=int, default=42, help="another seed gives another split (default 42)")
+    parser.add_argument("--force", action="store_true", help="split again even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
     if args.seed < 0:
@@ -44,6 +51,35 @@ def parse_args():
     folder = load_task(args.task).under("data")
     args.source, args.out = args.source or folder / "all.jsonl", args.out or folder
     return args
+
+
+def is_done(args, task):
+    """Whether these very splits are there already, byte for byte."""
+    manifest = Path(args.out) / "manifest.json"
+    source = Path(args.source) if Path(args.source).exists() else Path(args.out) / "synthetic.jsonl"
+    if not manifest.is_file() or not source.is_file():
+        return False
+    facts, splits = read_json(manifest), {name: Path(args.out) / f"{name}.jsonl" for name in SPLITS}
+    return facts.get("fingerprint") == fingerprint(source, args.seed, task) and all(
+        path.is_file() and sha256_file(path) == facts["sha256"].get(name) for name, path in splits.items())
+
+
+def fingerprint(source, seed, task):
+    """What the splits depend on: rows, seed, and the code that cuts them."""
+    return sha256_text(json.dumps([task.name, sha256_file(source), seed, *map(sha256_file, code_of(task))]))
+
+
+def code_of(task):
+    own = [ROOT / "src" / name for name in ("prepare_splits.py", "near_duplicates.py", "rows.py")]
+    return own + [path for path in (task.folder / "data.py", task.folder / "synthetic.py", task.folder / "task.yaml") if path.is_file()]
+
+
+def date_after_inputs(args, task):
+    """A file that was touched but not changed must not bring make back here each time."""
+    manifest = Path(args.out) / "manifest.json"
+    inputs = [path for path in (Path(args.source), *code_of(task)) if path.is_file()]
+    if max(path.stat().st_mtime for path in inputs) > manifest.stat().st_mtime:
+        manifest.touch()
 
 
 def find_rows(args, task):
@@ -71,8 +107,7 @@ def read_index(source, task):
     with progress(n_lines, "rows", "check and index") as bar:
         for number, row in checked_rows(source, task, problems):
             index.add(number, row, task.labels.index(row["output"][task.label_key]))
-            if index.n % 1000 == 0:
-                bar.update(1000)
+            bar.update(1)
         index.close()
     for message in index.conflicts(source, task.labels):
         problems.note(message)
@@ -145,8 +180,7 @@ def write_splits(source, folder, split_of, index, task):
                 files[split_of[at]].write(line if line.endswith("\n") else line + "\n")
                 counts[name][task.labels[index.labels[at]]] += 1
                 at += 1
-                if at % 1000 == 0:
-                    bar.update(1000)
+                bar.update(1)
     return counts
 
 
@@ -164,7 +198,7 @@ def report(counts, n_moved, groups, index, synthetic):
         total = sum(classes.values())
         mix = ", ".join(f"{label} {n:,} ({100 * n / max(total, 1):.1f} %)" for label, n in classes.items())
         print(f"  {name:<5} {total:>9,} ({100 * total / n_rows:.1f} %): {mix}")
-    if largest(groups) > SPLITS["test"] * n_rows:
+    if largest(groups) > 1 and largest(groups) > SPLITS["test"] * n_rows:
         print(f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; records that look alike chain them together, "
               "so the splits cannot keep 80/10/10")
     for name, classes in counts.items():

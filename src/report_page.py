@@ -165,7 +165,7 @@ def synthetic_warning(measured):
 def data_warning(measured):
     groups = {}
     for model in measured:
-        groups.setdefault(model.data_sha256, []).append(model)
+        groups.setdefault(model.measured_on, []).append(model)
     if len(groups) > 1:
         parts = [f"{listed([model.title for model in group])} on {data_words(group[0])}" for group in groups.values()]
         yield ("Different data", f"the rows were not all measured on the same data and must not be compared across it: {'; '.join(parts)}.")
@@ -183,7 +183,7 @@ def baseline_warnings(measured):
     for model in measured:
         if model.kind == BASELINE:
             continue
-        rival = next((other for other in measured if other.name == BOOSTING and other.data_sha256 == model.data_sha256), None)
+        rival = next((other for other in measured if other.name == BOOSTING and other.measured_on == model.measured_on), None)
         own, best = model.kpi("macro_f1"), rival and rival.kpi("macro_f1")
         if not (own and best) or own["value"] is None or best["value"] is None:
             unknown.append(model.title)
@@ -233,7 +233,7 @@ def training_quantisation(training):
 
 def quantisation_impact(model, measured):
     """The same model on the same data in another precision, or the plain word that nobody looked."""
-    others = [other for other in measured if other.name == model.name and other.data_sha256 == model.data_sha256
+    others = [other for other in measured if other.name == model.name and other.measured_on == model.measured_on
               and precision_of(other) != precision_of(model) and (other.kpi("macro_f1") or {}).get("value") is not None]
     own = (model.kpi("macro_f1") or {}).get("value")
     if not others or own is None:

@@ -180,7 +180,7 @@ def last_whole_checkpoint(checkpoints):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How rows become optimizer steps. The rows a step sees stay batch_size x grad_accum, packed or not, on any number of GPUs."""
+    """How rows become optimizer steps: batch_size x grad_accum rows each, as nearly as bins and GPUs divide them."""
 
     packing: bool
     per_device: int
@@ -189,15 +189,15 @@ class Plan:
 
 
 def make_plan(config, examples, packing):
-    rows = config.train.batch_size * config.train.grad_accum
-    if not packing:
-        accum = max(1, round(config.train.grad_accum / n_processes()))
-        return Plan(False, config.train.batch_size, accum, f"{rows} rows a step, not packed")
+    wanted = config.train.batch_size * config.train.grad_accum
     total = sum(len(example["input_ids"]) for example in examples)
-    per_bin = max(1.0, len(examples) / max(1, -(-total // config.train.max_seq_len)))
-    per_device = max(1, round(config.train.batch_size / per_bin))
-    accum = max(1, round(rows / per_bin / per_device / n_processes()))
-    return Plan(True, per_device, accum, f"about {per_bin:.1f} rows packed into each {config.train.max_seq_len} tokens, {rows} rows a step")
+    per_bin = max(1.0, len(examples) / max(1, -(-total // config.train.max_seq_len))) if packing else 1.0
+    bins_each = wanted / per_bin / n_processes()
+    per_device = max(1, min(round(config.train.batch_size / per_bin), round(bins_each)))
+    accum = max(1, round(bins_each / per_device))
+    words = (f"about {per_bin:.1f} rows packed into each {config.train.max_seq_len} tokens" if packing else "not packed") + \
+        f", {per_device * accum * n_processes() * per_bin:.0f} rows a step (the config asks for {wanted})"
+    return Plan(packing, per_device, accum, words)
 
 
 def make_trainer(config, task, chat, examples, folder):
@@ -249,11 +249,12 @@ def training_facts(trainer, config, examples, left_out):
     state = trainer.state
     evals = [entry for entry in state.log_history if "eval_macro_f1" in entry]
     targets = ours.adapted_kinds(trainer.model)
+    best_macro_f1 = next((entry["eval_macro_f1"] for entry in evals if entry["step"] == state.best_global_step), None)
     return {"method": config.peft.method, "quantization": "NF4, double" if config.peft.method == "qlora" else "none", "precision": trainer.precision,
             "rows": len(examples["train"]), "left_out": left_out, "steps": state.global_step, "epochs": round(state.epoch or 0, 3),
             "packing": trainer.plan.packing, "per_device_batch": trainer.plan.per_device, "grad_accum": trainer.plan.grad_accum, "processes": n_processes(),
             "base_revision": getattr(trainer.model.config, "_commit_hash", None),
-            "best_step": state.best_global_step, "best_val_macro_f1": state.best_metric, "adapted": targets,
+            "best_step": state.best_global_step, "best_val_macro_f1": best_macro_f1, "adapted": targets,
             "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "val_macro_f1_by_step": {entry["step"]: round(entry["eval_macro_f1"], 4) for entry in evals},
             **trainer.speed.facts(), **{key: value for key, value in Clock().facts().items() if key.startswith("peak")}}

@@ -36,6 +36,7 @@ def make(task_name, n_rows, seed, out):
     with written_whole(out) as file, progress(n_rows, "pairs", "synthesize") as bar:
         if len(blocks) == 1:
             file.write(block_text(blocks[0]))
+            bar.update(n_rows)
         else:
             with multiprocessing.get_context("spawn").Pool(min(len(blocks), os.cpu_count() or 1)) as pool:
                 for text in pool.imap(block_text, blocks):

@@ -17,6 +17,7 @@ from common import UserError, progress
 from constrained_decode.hf import verdict_probabilities
 
 PACKING_TOLERANCE = 1e-3
+TIE_BREAK = 1e-4
 
 
 def arguments(config, plan, precision, folder):
@@ -33,8 +34,9 @@ def arguments(config, plan, precision, folder):
         gradient_checkpointing=train.gradient_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_ckpt else None,
         packing=plan.packing, packing_strategy="bfd", max_length=train.max_seq_len, shuffle_dataset=True,
         eval_strategy="steps", eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=2,
-        load_best_model_at_end=True, metric_for_best_model="eval_macro_f1", greater_is_better=True,
+        load_best_model_at_end=True, metric_for_best_model="eval_selection", greater_is_better=True,
         logging_strategy="steps", logging_steps=1 if not torch.cuda.is_available() else 5, report_to="tensorboard",
+        restore_callback_states_from_checkpoint=True,  # early stopping's patience goes on where it was
         disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None)
 
@@ -46,7 +48,10 @@ class StewardTrainer(SFTTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self.verdict_cases.metrics(self).items()})
+        verdicts = self.verdict_cases.metrics(self)
+        # Of equally right checkpoints the one that writes the likelier answers; verdicts are often right before JSON and reasoning are.
+        verdicts["selection"] = verdicts["macro_f1"] - TIE_BREAK * output.metrics[f"{metric_key_prefix}_loss"]
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in verdicts.items()})
         return output
 
 

@@ -1,5 +1,6 @@
 """The Makefile as a user drives it, in a copy of the project with the tests' own interpreter: what runs, what does not run again."""
 
+import json
 import os
 import re
 import shutil
@@ -51,13 +52,20 @@ def planned(project, *targets):
 
 
 def test_prep_twice_does_nothing_the_second_time(project):
-    before = (project / "data" / "train.jsonl").stat().st_mtime_ns
-    assert steps(make(project, "prep")) == []
-    assert (project / "data" / "train.jsonl").stat().st_mtime_ns == before
+    before = {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*.json*")}
+    output = make(project, "prep")
+    assert "up to date" in output and "build_prompts" not in output
+    assert {path: path.stat().st_mtime_ns for path in (project / "data").rglob("*.json*")} == before
 
 
-def test_the_whole_chain_is_up_to_date(project):
-    assert planned(project, "prep", "train-standin", "kpi-standin", "baseline", "report") == []
+def test_steps_on_the_way_are_up_to_date(project):
+    assert planned(project, "baseline") == []
+    assert planned(project, "kpi-standin") == ["evaluate_kpis"], "asked for by name: it looks for itself whether there is work"
+
+
+def test_a_step_asked_for_by_name_says_that_nothing_changed(project):
+    output = make(project, "train-standin", "kpi-standin")
+    assert output.count("is up to date") == 2 and "training Stand-in" not in output
 
 
 def test_new_labels_run_everything_again(project):
@@ -66,27 +74,63 @@ def test_new_labels_run_everything_again(project):
     make(project, "prep", "kpi-standin", "baseline", "report")
 
 
-def test_one_config_touched_reruns_that_model_only(project):
-    for model in ("phi4mini", "qwen3_4b"):
-        folder = project / "outputs" / f"{model}-merged"
-        shutil.copytree(project / "outputs" / "standin-merged", folder)
-        touch(project, f"outputs/{model}-merged/manifest.json")
-    touch(project, "configs/phi4mini.yaml")
-    output = make(project, "-n", "train-phi4mini", "train-qwen3_4b", "train-standin")
-    assert steps(output) == ["sft_train"] and "configs/phi4mini.yaml" in output
-    for model in ("phi4mini", "qwen3_4b"):
-        shutil.rmtree(project / "outputs" / f"{model}-merged")
-    make(project, "report")
+def test_older_labels_put_in_place_later_are_seen(project):
+    labels, before = project / "data" / "all.jsonl", (project / "data" / "all.jsonl").read_text()
+    labels.write_text("".join(before.splitlines(keepends=True)[:200]))
+    os.utime(labels, (1e9, 1e9))
+    assert "200 rows" in make(project, "prep")
+    labels.write_text(before)
+    make(project, "prep", "kpi-standin", "baseline", "report")
+
+
+def test_one_config_changed_reruns_that_model_only(project):
+    other, standin = project / "configs" / "other.yaml", project / "configs" / "standin.yaml"
+    other.write_text(standin.read_text())
+    make(project, "train-other", "kpi-other")
+    other.write_text(standin.read_text().replace("lr: 3e-3", "lr: 2e-3"))
+    assert planned(project, "kpi-standin") == ["evaluate_kpis"]
+    assert planned(project, "kpi-other") == ["sft_train", "evaluate_kpis"]
+    output = make(project, "kpi-standin", "kpi-other")
+    assert output.count("parity gate, float32: passed") == 1 and "standin_predictions.jsonl is up to date" in output
+    assert '"lr": 0.002' in (project / "outputs" / "other-merged" / "manifest.json").read_text()
+    for name in ("configs/other.yaml", "reports/other_metrics.json", "reports/other_predictions.jsonl", "reports/other_predictions.manifest.json"):
+        (project / name).unlink()
+    for kind in ("lora", "merged"):
+        shutil.rmtree(project / "outputs" / f"other-{kind}")
+
+
+def test_a_limit_does_not_stick(project):
+    metrics = project / "reports" / "standin_metrics.json"
+    make(project, "kpi-standin", "LIMIT=5")
+    assert json.loads(metrics.read_text())["kpis"]["accuracy"]["n"] == 5
+    make(project, "kpi-standin")
+    assert json.loads(metrics.read_text())["kpis"]["accuracy"]["n"] == 24
+
+
+def test_other_weights_of_the_same_settings_answer_anew(project):
+    manifest = project / "outputs" / "standin-merged" / "manifest.json"
+    before = manifest.read_text()
+    manifest.write_text(before.replace('"adapter_sha256": "', '"adapter_sha256": "0'))
+    assert "24 answers in" in make(project, "kpi-standin")
+    manifest.write_text(before)
+    make(project, "kpi-standin")
 
 
 def test_a_kpi_file_touched_only_scores_again(project):
     predictions = project / "reports" / "standin_predictions.jsonl"
     before = predictions.stat().st_mtime_ns
     touch(project, "src/tasks/crm/kpis.py")
-    output = make(project, "kpi-standin", "train-standin", "prep")
-    assert steps(output) == ["evaluate_kpis"]
-    assert "up to date" in output and predictions.stat().st_mtime_ns == before
-    make(project, "baseline", "report")
+    assert planned(project, "kpi-standin") == ["evaluate_kpis"]
+    output = make(project, "kpi-standin")
+    assert "predictions.jsonl is up to date" in output and predictions.stat().st_mtime_ns == before
+    make(project, "baseline")
+
+
+def test_report_never_trains(project):
+    touch(project, "configs/standin.yaml")
+    touch(project, "data/all.jsonl")
+    assert planned(project, "report") == ["make_report"]
+    make(project, "prep", "train-standin", "kpi-standin", "baseline")
 
 
 def test_a_changed_prompt_trains_again(project):
@@ -103,7 +147,7 @@ def test_a_setting_on_the_command_line_reaches_the_manifest(project):
     output = make(project, "train-standin", "SET=train.lr=1e-3")
     assert '"lr": 0.001' in (project / "outputs" / "standin-merged" / "manifest.json").read_text()
     assert "sft_train" in steps(output)
-    make(project, "train-standin", "FORCE=1")
+    assert "training Stand-in" in make(project, "train-standin"), "a setting of the last call does not stick"
     make(project, "kpi-standin", "baseline", "report")
 
 

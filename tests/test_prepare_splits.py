@@ -330,7 +330,7 @@ def test_missing_file_means_synthetic_rows_and_says_so(tmp_path, monkeypatch, ca
 
 def test_an_interrupted_run_leaves_no_manifest_of_an_older_one(prepare, monkeypatch):
     prepared = prepare(random_rows(30, 19))
-    monkeypatch.setattr(sys, "argv", ["src/prepare_splits.py", "--in", str(prepared.folder.parent / "in.jsonl"), "--out", str(prepared.folder)])
+    monkeypatch.setattr(sys, "argv", ["src/prepare_splits.py", "--in", str(prepared.folder.parent / "in.jsonl"), "--out", str(prepared.folder), "--force"])
     monkeypatch.setattr(prepare_splits, "write_manifest", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare_splits.main()
