@@ -221,7 +221,8 @@ def make_trainer(config, task, chat, examples, folder):
     trainer = ours.StewardTrainer(
         model=model, args=ours.arguments(config, plan, precision, folder), train_dataset=data["train"], eval_dataset=data["val"],
         processing_class=chat.tokenizer, peft_config=lora,
-        callbacks=[speed, EarlyStoppingCallback(early_stopping_patience=config.train.patience)])
+        callbacks=[speed, EarlyStoppingCallback(early_stopping_patience=config.train.patience,
+                                                early_stopping_threshold=ours.TIE_BREAK * ours.LEAST_LOSS_GAIN)])
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.plan, trainer.precision, trainer.speed, speed.trainer = plan, precision, speed, trainer

@@ -18,6 +18,7 @@ from constrained_decode.hf import verdict_probabilities
 
 PACKING_TOLERANCE = 1e-3
 TIE_BREAK = 1e-4
+LEAST_LOSS_GAIN = 0.01  # at equal verdicts, a loss that falls by less is no reason to go on
 
 
 def arguments(config, plan, precision, folder):

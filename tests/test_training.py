@@ -63,6 +63,22 @@ def test_killed_and_resumed_gives_the_same_bits(uninterrupted):
     assert not checkpoints.exists()
 
 
+def test_patience_goes_on_where_it_was(project):
+    slow = ["train.lr=1e-7", "train.patience=2", "train.epochs=4", "train.evals_per_epoch=2"]
+    done(*train(project, "patient", *slow), cwd=project)
+    steps = manifest(project, "patient")["training"]["steps"]
+    assert steps < 4 * 24, "the run was meant to stop early"
+    checkpoints = project / "patience" / "standin-lora" / "checkpoints"
+    process = subprocess.Popen([sys.executable, *train(project, "patience", *slow)], cwd=project, env=os.environ | QUIET,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: len(list(checkpoints.glob("checkpoint-*/trainer_state.json"))) >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done(*train(project, "patience", *slow), cwd=project)
+    assert manifest(project, "patience")["training"]["steps"] == steps
+    assert adapter(project, "patience") == adapter(project, "patient")
+
+
 def until(happened, process, most_s=120):
     end = time.monotonic() + most_s
     while not happened():
