@@ -2,6 +2,7 @@
 
 import time
 
+import calibrate
 import dataset
 from common import UserError
 from constrained_decode import Answer
@@ -16,15 +17,16 @@ def load(model_path, task, config, batch_size=None):
     with dataset.hub_errors_explained(model_path):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     cuda = torch.cuda.is_available()
-    return Engine(model.to("cuda" if cuda else "cpu").eval(), chat, task, config.gen, batch_size or (64 if cuda else 16))
+    return Engine(model.to("cuda" if cuda else "cpu").eval(), chat, task, config.gen, batch_size or (64 if cuda else 16), calibrate.stored_temperature(folder))
 
 
 class Engine:
-    def __init__(self, model, chat, task, gen, batch_size):
-        self.model, self.chat, self.gen, self.batch_size = model, chat, gen, batch_size
+    def __init__(self, model, chat, task, gen, batch_size, temperature=1.0):
+        self.model, self.chat, self.gen, self.batch_size, self.temperature = model, chat, gen, batch_size, temperature
         self.branch, self.end_ids = dataset.find_branch(chat, task), dataset.end_ids(chat)
         self.facts = {"precision": str(model.dtype).removeprefix("torch."), "device": model.device.type, "batch_size": batch_size,
-                      "decoding": "unconstrained", "attention": model.config._attn_implementation}
+                      "decoding": "unconstrained", "attention": model.config._attn_implementation,
+                      "calibration_temperature": temperature}
 
     def answers(self, conversations):
         import torch
@@ -33,14 +35,14 @@ class Engine:
         for positions, prompts in self._batches(conversations):
             start = time.perf_counter()
             generated = self._generate(prompts)
-            probabilities = verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id)
+            probabilities = verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature)
             seconds = (time.perf_counter() - start) / len(prompts)
             for position, prompt, ids, shares in zip(positions, prompts, generated, probabilities, strict=True):
                 yield position, self._answer(prompt, ids, shares, seconds)
 
     def verdicts(self, conversations):
         for positions, prompts in self._batches(conversations):
-            yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id), strict=True)
+            yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature), strict=True)
 
     def _batches(self, conversations):
         """Longest first: the first batch shows whether memory suffices, and little is padded."""
@@ -75,14 +77,14 @@ def padded_left(prompts, pad_id, device):
     return ids, mask
 
 
-def verdict_probabilities(model, prompts, branch, pad_id):
+def verdict_probabilities(model, prompts, branch, pad_id, temperature=1.0):
     """{label: probability} for each prompt's ids, from one forward pass that ends where the verdict is decided."""
     import torch
 
     ids, mask = padded_left([prompt + branch.opening for prompt in prompts], pad_id, model.device)
     with torch.inference_mode():
         logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
-    shares = logits[:, list(branch.token_of.values())].float().softmax(-1)
+    shares = logits[:, list(branch.token_of.values())].float().div(temperature).softmax(-1)
     if not shares.isfinite().all():
         raise UserError("the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set merge.dtype=float32")
     return [dict(zip(branch.token_of, row, strict=True)) for row in shares.tolist()]

@@ -45,7 +45,8 @@ class Task:
 
     def messages(self, case):
         """The prompt of one case, the same for training, evaluation, benchmark and service."""
-        return [{"role": "system", "content": self.system_text}, {"role": "user", "content": to_json(case)}]
+        canonical = getattr(self.module("data"), "canonical", lambda case: case)
+        return [{"role": "system", "content": self.system_text}, {"role": "user", "content": to_json(canonical(case))}]
 
     def completion(self, answer):
         """The gold answer in the one serialisation that training, grammar and prefill share; the verdict comes first."""

@@ -10,7 +10,7 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import JaroWinkler
 
 from tasks.crm.data import RECORDS
-from tasks.crm.fields import KINDS, SIMILAR_AT, by_kind, normal, similarity
+from tasks.crm.fields import KINDS, NAME_PARTS, SIMILAR_AT, by_kind, normal, similarity
 
 VERDICTS_BY_WEIGHT = ("DUPLICATE", "POSSIBLE", "NO_MATCH")  # what a match weight says, the heaviest first
 MOST_CHARS = 200    # a longer value is a text, not a field, and would stall comparisons that cost its length squared
@@ -22,7 +22,6 @@ RECORD_FEATURES = ("record.words", "record.numbers", "record.token_set", *(f"n.{
                    "other.n_both", "other.mean", "other.worst")
 FEATURES = [*(f"{kind}.{name}" for kind in KINDS for name in COMPARED), *NAME_FEATURES, *DETAIL_FEATURES, *RECORD_FEATURES]
 DIGITS = re.compile(r"\d+")
-NAME_PARTS = ("first_name", "last_name")
 
 
 def features(case):

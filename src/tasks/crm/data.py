@@ -1,5 +1,6 @@
 """What a CRM row is: its two records, how they are compared for sameness, and its mirror image."""
 
+import json
 import re
 import unicodedata
 
@@ -20,6 +21,26 @@ def check_case(case):
 def parts(case):
     """The things that must not be seen in two splits: here both records."""
     return [case[name] for name in RECORDS]
+
+
+def canonical(case):
+    """The case as a prompt shows it: keys sorted, the records in a fixed order, so neither order can change a verdict.
+
+    The reasoning speaks of fields, never of the first or second record; SIDES finds one that does.
+    """
+    if not case.keys() >= set(RECORDS):
+        return case
+    records = sorted((sorted_keys(case[name]) for name in RECORDS), key=lambda record: json.dumps(record, sort_keys=True))
+    return dict(zip(RECORDS, records, strict=True))
+
+
+def sorted_keys(value):
+    if isinstance(value, dict):
+        return {key: sorted_keys(value[key]) for key in sorted(value)}
+    return [sorted_keys(item) for item in value] if isinstance(value, list) else value
+
+
+SIDES = re.compile(r"\b(?:record ?_?[12]|(?:the )?(?:first|second|left|right|former|latter) (?:record|one|entry))\b", re.I)
 
 
 def swap(case):

@@ -38,17 +38,20 @@ CLAUSE = re.compile(r";|\.(?=\s|$)|,?\s\b(?:but|while|whereas|although|though|ye
 PART = re.compile(r",|&|\band\b|\bor\b|\bplus\b|(?=\b(?:except|apart from|aside from|other than)\b)", re.I)
 SPELLINGS = {
     "name": ["full name", "contact name", "customer name", "name"], "first_name": ["first name", "given name", "forename"],
-    "last_name": ["last name", "surname", "family name"],
+    "last_name": ["last name", "surname", "family name"], "middle_name": ["middle name", "middle initial"],
     "company": ["company name", "account name", "business name", "legal name", "company", "companies", "organisation", "organization", "employer"],
     "email": ["email address", "e-mail", "email"], "phone": ["phone number", "telephone", "phone", "mobile", "cell"],
     "street": ["street address", "street name", "street"], "city": ["city", "cities", "town"],
     "postal_code": ["postal code", "postcode", "zip code", "zip"], "state": ["state", "province", "region"], "country": ["country", "countries"],
     "birth_date": ["birth date", "date of birth", "dates of birth", "birthday", "dob"], "website": ["website", "web site", "domain", "url"],
-    "job_title": ["job title", "title", "position"], "tax_id": ["tax id", "tax number", "vat number", "vat"],
+    "birth_place": ["birth place", "place of birth", "birthplace"], "gender": ["gender", "sex"],
+    "house_number": ["house number", "street number"], "unit": ["unit", "apartment", "suite"],
+    "agency": ["agency", "parent company"], "industry": ["industry", "sector"],
+    "job_title": ["job title", "title", "position", "occupation"], "tax_id": ["tax id", "tax number", "vat number", "vat"],
     "address": ["mailing address", "address"],
 }
 # A statement about the whole speaks of its parts.
-PARTS_OF = {"name": ("first_name", "last_name"), "address": ("street", "city", "postal_code", "state", "country")}
+PARTS_OF = {"name": ("first_name", "last_name"), "address": ("street", "house_number", "city", "postal_code", "state", "country")}
 assert SPELLINGS.keys() == KINDS.keys() | {"address"}
 
 

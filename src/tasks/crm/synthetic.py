@@ -1,173 +1,182 @@
-"""A small generator of labelled pairs, enough to try the pipeline on: people at companies, three locales besides English.
+"""Labelled pairs without end: two records of one entity, or of two that one takes for each other.
 
-A pair is one person twice (DUPLICATE), two who share some strong field (POSSIBLE), or two people (NO_MATCH, mostly with
-look-alike fields). The reasoning is written from the same field evidence that the faithfulness KPI checks.
+The label follows the policy in policy.py, the reasoning is written from the evidence that the records show. The same
+seed and row number always give the same pair, on any number of cores.
 """
 
 import random
+from dataclasses import dataclass
 
-from tasks.crm.fields import evidence
+from rapidfuzz import fuzz
 
-PEOPLE = {
-    "en": ("James Mary Robert Patricia John Jennifer Michael Linda David Elizabeth William Barbara Richard Susan Joseph Jessica Thomas Sarah "
-           "Charles Karen Daniel Nancy Matthew Lisa Anthony Betty Mark Sandra Paul Ashley Steven Emily Andrew Donna Joshua Michelle".split(),
-           "Smith Johnson Williams Brown Jones Garcia Miller Davis Wilson Anderson Taylor Moore Jackson Martin Lee Thompson White Harris Clark "
-           "Lewis Robinson Walker Young Allen King Wright Scott Hill Green Adams Baker Nelson Carter Mitchell Roberts Turner Phillips".split()),
-    "de": ("Lukas Anna Jürgen Käthe Stefan Sabine Björn Heike Matthias Renate Götz Ulrike Florian Petra".split(),
-           "Müller Schmidt Schneider Fischer Weber Schäfer Koch Bauer Krüger Größmann Vogel Jäger Köhler Lehmann".split()),
-    "ru": ("Иван Анна Дмитрий Ольга Сергей Мария Алексей Елена Николай Татьяна".split(),
-           "Иванов Смирнов Кузнецов Попов Соколов Лебедев Козлов Новиков Морозов Волков".split()),
-    "ja": ("健 美咲 翔太 由美 大輔 陽子 拓也 直子".split(), "佐藤 鈴木 高橋 田中 伊藤 渡辺 山本 中村".split()),
-}
-LATIN = str.maketrans("абвгдезийклмнопрстуфхцчшщъыьэюяё", "abvgdezijklmnoprstufhccss_y_euae", "")
-STREETS = ("Oak Maple Cedar Pine Elm Washington Lake Hill Park Main River Church Mill Station Bridge Garden Meadow Forest Spring High "
-           "North South West East Union Market School Prospect Highland Jefferson Lincoln Franklin").split()
-STREET_KINDS = [("Street", "St"), ("Avenue", "Ave"), ("Road", "Rd"), ("Lane", "Ln"), ("Drive", "Dr")]
-CITIES = {
-    "en": "Springfield Franklin Clinton Madison Georgetown Salem Fairview Bristol Dover Hudson Kingston Milton Newport Oxford Ashland Burlington".split(),
-    "de": "Köln München Düsseldorf Hamburg Leipzig Nürnberg Bremen Aachen".split(),
-    "ru": "Москва Казань Самара Омск Томск Пермь".split(),
-    "ja": "東京 大阪 京都 名古屋 札幌 福岡".split(),
-}
-COMPANY_WORDS = ("Apex Summit Pioneer Blue Harbor Evergreen Quantum Silver Global Sunrise Northern Vertex Atlas Beacon Crystal Delta Falcon "
-                 "Granite Horizon Ivory Juniper Keystone Lunar Meridian Nova Orchid Pacific Quarry Redwood Sterling").split()
-COMPANY_TRADES = "Systems Logistics Foods Partners Consulting Energy Media Textiles Motors Software Health Builders Travel Print".split()
-LEGAL = {"en": [" Inc.", " LLC", " Ltd", ""], "de": [" GmbH", " AG", ""], "ru": [" OOO", ""], "ja": [" KK", ""]}
-NICKNAMES = {"James": "Jim", "Robert": "Bob", "Jennifer": "Jen", "Michael": "Mike", "Elizabeth": "Liz", "William": "Bill", "Richard": "Rick",
-             "Joseph": "Joe", "Thomas": "Tom", "Charles": "Chuck", "Daniel": "Dan", "Matthew": "Matt", "Anthony": "Tony", "Steven": "Steve",
-             "Andrew": "Andy", "Joshua": "Josh", "Susan": "Sue", "Patricia": "Pat", "David": "Dave"}
-SCHEMAS = [
-    {"first_name": "first_name", "last_name": "last_name", "company": "company", "email": "email", "phone": "phone",
-     "street": "street", "city": "city", "postal_code": "zip"},
-    {"first_name": "FirstName", "last_name": "LastName", "company": "AccountName", "email": "Email", "phone": "Phone",
-     "street": "MailingStreet", "city": "MailingCity", "postal_code": "MailingPostalCode"},
-    {"name": "full_name", "company": "organisation", "email": "e_mail", "phone": "telephone",
-     "street": "address.street", "city": "address.city", "postal_code": "address.postcode"},
-]
+from tasks.crm import entities, policy, pools, schemas, surfaces
+from tasks.crm.entities import chance, one_of
+from tasks.crm.reasons import reasoning
+
+SAME_SHARE = 0.46
+PERSON_SHARE = 0.66
+ONE_SCHEMA_SHARE = 0.6      # both records come from one system
+REPEATED_EVERY = 10         # every tenth row asks about the entity of the row before, as in a real export
+YEARS_NEAR = 10             # further apart is another generation
+UNKNOWN_DAY = 0.5           # the first of January mostly stands for an unknown day
+NEAR_AT = 84                # of 100: values of two entities that a reader would take for a slip
+NEAR_SHARE = 0.35
+UNKNOWN = ("", "", "", "", "unknown", "n/a", "-", "N/A", "null", "none")
+SAID_UNKNOWN = frozenset("phone email birth birthplace company job industry agency website gender state country tax".split())
+UNKNOWN_WORDS = frozenset(UNKNOWN)
 
 
-def rows(n, seed, start=0):
+@dataclass(frozen=True)
+class Recipe:
+    """What the rows are drawn from; the ablations switch parts off."""
+
+    pool: str = "train"
+    reference: str | None = None
+    variety: bool = True        # many schemas, or three plain ones
+    frequency: bool = True      # names by frequency with points for rarity, or all alike
+    free_text: bool = False     # reasonings in varied free prose instead of the structured sentence
+
+
+@dataclass
+class Side:
+    """One record on its way: who, as which system writes it, and what the slips left of it."""
+
+    entity: dict
+    layout: object
+    text: dict
+    left: dict
+
+
+def rows(n, seed, start=0, recipe=Recipe()):
     """Rows `start` to `start + n` of the endless sequence that a seed names, whatever the number asked for at once."""
     for index in range(start, start + n):
-        rng = random.Random(f"{seed}:{index}")
-        label = rng.choices(("DUPLICATE", "POSSIBLE", "NO_MATCH"), (35, 20, 45))[0]
-        # In a real export a record stands in several pairs; here every tenth row asks about the person of the row before.
-        subject = index - 1 if index % 10 == 9 else index
-        left, right = _pair(label, _person(random.Random(f"{seed}:{subject}:left")), rng)
-        schema = rng.choice(SCHEMAS)
-        other = schema if rng.random() < 0.6 else rng.choice(SCHEMAS)
-        case = {"record1": _as_record(left, schema), "record2": _as_record(right, other)}
-        yield {"id": f"syn-{seed}-{index:07d}", "input": case, "output": {"result": label, "reasoning": reasoning(label, case)}}
+        label, case = pair(seed, index, recipe)
+        yield {"id": f"syn-{seed}-{index:07d}", "input": case, "output": {"result": label, "reasoning": reason(label, case, recipe, index)}}
 
 
-def _pair(label, left, rng):
-    if label == "DUPLICATE":
-        return left, _retyped(left, rng)
-    right = _person(rng, left["locale"])
-    if label == "POSSIBLE":
-        # A namesake at the same firm, one household, or one person after a move: a steward would want to look.
-        shared = rng.choice([("first_name", "last_name", "company"), ("last_name", "street", "city", "postal_code", "phone"),
-                             ("first_name", "last_name", "city")])
+def reason(label, case, recipe, index):
+    if not recipe.free_text:
+        return reasoning(label, case)
+    from tasks.crm.free_text import prose
+
+    return prose(label, case, index)
+
+
+def pair(seed, index, recipe):
+    subject = index - 1 if index % REPEATED_EVERY == REPEATED_EVERY - 1 else index
+    first, rng = random.Random(f"{seed}:{subject}:left"), random.Random(f"{seed}:{index}")
+    left, country, number = first_side(first, recipe)
+    same = chance(rng, SAME_SHARE)
+    left.entity = dict(left.entity)
+    right = second_side(left, country, number, same, rng, recipe)
+    label = label_of(left, right, same, country, recipe)
+    return label, {"record1": schemas.record(left.layout, left.text), "record2": schemas.record(right.layout, right.text)}
+
+
+def first_side(rng, recipe):
+    source = pools.pools(recipe.pool, recipe.reference)
+    country = source.country(source.shares.pick(rng))
+    kind = "person" if chance(rng, PERSON_SHARE) else "org"
+    entity = (entities.person if kind == "person" else entities.organisation)(rng, country)
+    number = int(rng.random() * schemas.N_SCHEMAS)
+    return side(entity, country, kind, number, rng, recipe, slips=one_of(rng, (0, 0, 0, 1, 1, 2))), country, number
+
+
+def second_side(left, country, number, same, rng, recipe):
+    kind = left.entity["type"]
+    if same:
+        other = entities.updated(left.entity, rng, country) if chance(rng, 0.3) else left.entity
+        slips = one_of(rng, (0, 1, 1, 2, 2, 3, 4, 6, 8) if kind == "person" else (0, 1, 1, 2, 2, 3, 4, 6))
     else:
-        shared = rng.choice([(), (), ("first_name", "last_name"), ("company",), ("company", "city"), ("last_name", "city"), ("city",)])
-    right |= {key: left[key] for key in shared}
-    right["email"] = _email(right, rng)
-    return (_thinned(left, rng), _thinned(right, rng)) if rng.random() < 0.4 else (left, right)
+        other = random_other(left.entity, rng, country, recipe) if chance(rng, 0.08) else entities.look_alike(left.entity, rng, country)
+        slips = one_of(rng, (0, 0, 1, 1, 2, 3))
+    if not chance(rng, ONE_SCHEMA_SHARE):
+        number = int(rng.random() * schemas.N_SCHEMAS)
+    return side(other, country, kind, number, rng, recipe, slips)
 
 
-def _person(rng, locale=None):
-    locale = locale or rng.choices(("en", "de", "ru", "ja"), (70, 15, 10, 5))[0]
-    first, last = (rng.choice(names) for names in PEOPLE[locale])
-    kind = rng.choice(STREET_KINDS)
-    person = {"locale": locale, "first_name": first, "last_name": last,
-              "company": f"{rng.choice(COMPANY_WORDS)} {rng.choice(COMPANY_TRADES)}{rng.choice(LEGAL[locale])}",
-              "phone": f"+{rng.choice((1, 44, 49, 7, 81))} {rng.randint(200, 999)} {rng.randint(100, 999)} {rng.randint(1000, 9999)}",
-              "street": f"{rng.randint(1, 2999)} {rng.choice(STREETS)} {kind[0]}", "city": rng.choice(CITIES[locale]),
-              "postal_code": f"{rng.randint(10000, 99999)}"}
-    return person | {"email": _email(person, rng)}
+def random_other(entity, rng, country, recipe):
+    return (entities.person if entity["type"] == "person" else entities.organisation)(rng, country)
 
 
-def _email(person, rng):
-    first, last = (person[key].lower().translate(LATIN) for key in ("first_name", "last_name"))
-    local = rng.choice([f"{first}.{last}", f"{first[0]}{last}", f"{last}{rng.randint(1, 99)}"])
-    domain = rng.choice([person["company"].split()[0].lower() + ".com", "mail.example", "post.example"])
-    return f"{local}@{domain}"
+def side(entity, country, kind, number, rng, recipe, slips):
+    layout = schemas.schema(kind, number, recipe.variety)
+    style = schemas.Style(locale=country.locale, **layout.style)
+    text = surfaces.written(entity, style, rng)
+    if "note" in layout.visible:
+        text["note"] = surfaces.remark(rng)
+    left = surfaces.soil(text, layout.visible, rng, slips)
+    empty_some(text, layout.visible, rng)
+    return Side(entity, layout, text, left)
 
 
-def _retyped(person, rng):
-    """The same person as another system holds them: two to four of the usual slips."""
-    copy = dict(person)
-    for slip in rng.sample([_typo, _nickname, _short_street, _phone_style, _no_legal_form, _new_email, _moved, _shouted], rng.randint(2, 4)):
-        slip(copy, rng)
-    return _thinned(copy, rng) if rng.random() < 0.4 else copy
+def empty_some(text, visible, rng):
+    """Fields that nobody filled; a few say so in a word."""
+    share = one_of(rng, (0, 0.05, 0.1, 0.2, 0.35, 0.6))
+    kept = one_of(rng, visible)     # a record says at least one thing
+    word = one_of(rng, UNKNOWN)
+    for field in visible:
+        if field != kept and rng.random() < share:
+            text[field] = word if word and field in SAID_UNKNOWN and chance(rng, 0.5) else ""
 
 
-def _typo(person, rng):
-    key = rng.choice(("first_name", "last_name", "street", "email"))
-    value = person[key]
-    at = rng.randrange(max(1, len(value) - 1))
-    person[key] = value[:at] + value[at + 1:at + 2] + value[at:at + 1] + value[at + 2:]
+def label_of(left, right, same, country, recipe):
+    shown, others = shown_values(left), shown_values(right)
+    relations = {field: relation(field, left, right, value, others[field]) for field, value in shown.items() if field in others}
+    box = left.entity["type"] == "person" and entities.is_shared(left.entity["email"])
+    points, groups, contradicted = policy.weigh(relations, rarity(left.entity, country, recipe), box)
+    return policy.verdict(points, groups, contradicted, same)
 
 
-def _nickname(person, rng):
-    person["first_name"] = NICKNAMES.get(person["first_name"], person["first_name"])
+def shown_values(side):
+    """The record's filled fields that count for the policy."""
+    text = side.text
+    values = {field: text[field] for field in side.layout.visible if field in policy.POINTS and text.get(field) and text[field] not in UNKNOWN_WORDS}
+    if text.get("street_name") and "street_name" in side.layout.visible:
+        values["street"] = text["street_name"]
+    return values
 
 
-def _short_street(person, rng):
-    for long, short in STREET_KINDS:
-        person["street"] = person["street"].replace(long, short)
+def relation(field, left, right, mine, theirs):
+    """How far a field that both records show agrees, from 1 to -1."""
+    share = left.left.get(field, 1.0) * right.left.get(field, 1.0)
+    true, other = left.entity[field], right.entity[field]
+    if field == "street":
+        share *= left.left.get("street_name", 1.0) * right.left.get("street_name", 1.0)
+        if true == other:
+            return share if left.entity["number"] == right.entity["number"] else 0.12 if number_unknown(left) or number_unknown(right) else -0.5
+    elif field == "birth":
+        return share * date_relation(true, other)
+    elif true == other:
+        return share
+    elif field == "postal" and true[:3] == other[:3]:
+        return 0.3
+    elif field in ("first", "middle") and mine[:1].lower() == theirs[:1].lower() and (len(mine) < 3 or len(theirs) < 3):
+        return 0.3      # an initial that fits
+    return NEAR_SHARE if fuzz.ratio(mine.lower(), theirs.lower()) >= NEAR_AT else -abs(share)
 
 
-def _phone_style(person, rng):
-    digits = person["phone"].replace(" ", "")
-    person["phone"] = rng.choice([digits, digits[-10:], f"({digits[-10:-7]}) {digits[-7:-4]}-{digits[-4:]}"])
+def date_relation(true, other):
+    """Two birth dates: the same, one part apart, a few years apart, or another generation."""
+    unknown_day = (1, 1) in (true[1:], other[1:])
+    if true == other:
+        return UNKNOWN_DAY if unknown_day else 1.0
+    if true[0] == other[0] and unknown_day:
+        return 0.1      # only the year was known
+    if sum(a == b for a, b in zip(true, other, strict=True)) == 2:
+        return 0.12
+    return -0.35 if abs(true[0] - other[0]) <= YEARS_NEAR else -1.0
 
 
-def _no_legal_form(person, rng):
-    person["company"] = " ".join(person["company"].split()[:2])
+def number_unknown(side):
+    return not any(name in side.layout.visible and side.text.get(name) for name in ("house", "street"))
 
 
-def _new_email(person, rng):
-    person["email"] = _email(person, rng)
-
-
-def _moved(person, rng):
-    person["street"], person["postal_code"] = f"{rng.randint(1, 2999)} {rng.choice(STREETS)} Street", f"{rng.randint(10000, 99999)}"
-
-
-def _shouted(person, rng):
-    person["last_name"], person["city"] = person["last_name"].upper(), person["city"].upper()
-
-
-def _thinned(person, rng):
-    return person | dict.fromkeys(rng.sample(("company", "email", "phone", "street", "postal_code"), rng.randint(1, 2)), "")
-
-
-def _as_record(person, schema):
-    values = person | {"name": f"{person['first_name']} {person['last_name']}"}
-    record = {}
-    for kind, path in schema.items():
-        *parents, key = path.split(".")
-        place = record
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        if values[kind]:
-            place[key] = values[kind]
-    return record
-
-
-OPENINGS = {"DUPLICATE": "Same person", "POSSIBLE": "Needs review", "NO_MATCH": "Different people"}
-
-
-def reasoning(label, case):
-    """One short sentence from the field evidence: what agrees, what is close, what differs; at most three fields each."""
-    found = {relation: [item.words for item in evidence(case) if item.relation == relation][:3] for relation in ("same", "similar", "different")}
-    wanted = ("same", "similar") if label == "DUPLICATE" else ("same", "different") if label == "POSSIBLE" else ("different", "same")
-    clauses = [_clause(found[relation], relation) for relation in wanted if found[relation]]
-    return f"{OPENINGS[label]}: {'; '.join(clauses) or 'no field is on both sides'}."
-
-
-def _clause(words, relation):
-    listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-    verb = {"same": ("match", "matches"), "similar": ("are similar", "is similar"), "different": ("differ", "differs")}[relation]
-    return f"{listed} {verb[len(words) == 1]}"
+def rarity(entity, country, recipe):
+    """How many powers of ten a person's names are rare; made-up and unlisted names count as rare."""
+    if entity["type"] != "person":
+        return {}
+    if not recipe.frequency:
+        return {"first": 2.5, "last": 3.0}
+    first = (country.women if entity["gender"] == "F" else country.men).rarity.get(entity["first"], 3.5)
+    return {"first": first, "last": country.last.rarity.get(entity["last"], 4.0)}

@@ -1,0 +1,288 @@
+"""Who the synthetic records are about: people and organisations, and the others whom one takes for them.
+
+An entity is a dictionary from field to its true value. Two entities that share a true value agree in that field however it is written.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tasks.crm.pools import FREE_MAIL, JOBS, NUMBER_LAST, TRADES, latin
+
+SHARED_MAILBOXES = "info office sales contact mail admin hello accounts kontakt buero".split()
+FAMILY_GAP = (19, 38)       # years between parent and child
+SUFFIXES = ("Jr", "Sr", "II", "III")
+PERSON_FIELDS = ("first", "middle", "last", "suffix", "gender", "birth", "birthplace", "phone", "email", "number", "street", "unit", "city", "state",
+                 "postal", "country", "company", "job", "tax")
+ORG_FIELDS = ("org", "legal", "agency", "industry", "phone", "email", "website", "number", "street", "unit", "city", "state", "postal", "country", "tax")
+ADDRESS = ("number", "street", "unit", "city", "state", "postal", "country")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One town: its postal codes and dialling code start alike, as real ones do."""
+
+    city: str
+    state: str
+    postal: str
+    dialling: str
+
+
+@lru_cache(maxsize=60_000)
+def place(country, city):
+    import random
+
+    rng = random.Random(f"{country.locale}:{city}")
+    state = country.states[int(rng.random() * len(country.states))] if country.states else ""
+    start = "".join(one_of(rng, LETTERS) for _ in range(2)) + str(number(rng, 1, 29)) if country.locale == "en_GB" else digits(rng, 3)
+    return Place(city, state, start, str(200 + int(rng.random() * 780)))
+
+
+LETTERS = "ABCDEFGHKLMNPRSTW"
+
+
+def chance(rng, share):
+    return rng.random() < share
+
+
+def one_of(rng, values):
+    return values[int(rng.random() * len(values))]
+
+
+def number(rng, low, high):
+    return low + int(rng.random() * (high - low + 1))
+
+
+def digits(rng, n):
+    return f"{int(rng.random() * 10**n):0{n}d}"
+
+
+def name_from(rng, choices):
+    """A name by frequency; one in five is made of the halves of two, so that a model compares letters instead of knowing names."""
+    value = choices.pick(rng) if chance(rng, 0.7) else choices.even(rng)
+    if chance(rng, 0.2):
+        other = choices.even(rng)
+        if len(value) > 4 and len(other) > 4 and value.isalpha() and other.isalpha():
+            value = value[:len(value) // 2 + 1] + other[len(other) // 2:].lower()
+    return value
+
+
+def address(rng, country, city=None):
+    where = place(country, city or (country.cities.pick(rng) if chance(rng, 0.5) else country.cities.even(rng)))
+    return {"number": str(number(rng, 1, 99) if country.language in NUMBER_LAST or chance(rng, 0.3) else number(rng, 100, 9999)),
+            "street": (country.streets.even(rng), one_of(rng, country.street_words)), "unit": (str(number(rng, 1, 40)) if chance(rng, 0.7) else country.streets.even(rng)) if chance(rng, 0.25) else "",
+            "city": where.city, "state": where.state, "postal": where.postal + postal_end(rng, country),
+            "country": country.locale[-2:]}
+
+
+def postal_end(rng, country):
+    if country.locale == "en_GB":
+        return f" {digits(rng, 1)}{one_of(rng, LETTERS)}{one_of(rng, LETTERS)}"
+    if country.language == "nl":
+        return f"{digits(rng, 1)} {one_of(rng, LETTERS)}{one_of(rng, LETTERS)}"
+    return digits(rng, 1 if country.language in ("da", "no", "hu") or country.locale == "en_AU" else 2)
+
+
+def phone(rng, country, city=None):
+    area = place(country, city).dialling if city and chance(rng, 0.7) else str(number(rng, 200, 989))
+    return area + digits(rng, 7 if country.phone_code in ("1", "7", "91", "86") else number(rng, 5, 7))
+
+
+def email(rng, person):
+    first, last = word(person["first"]), word(person["last"])
+    year = str(person["birth"][0])
+    local = one_of(rng, (f"{first}.{last}", f"{first[:1]}{last}", f"{first}{last}", f"{first}_{last}", f"{last}.{first}", f"{first}{year[2:]}", f"{last}{digits(rng, 2)}",
+                         f"{first[:1]}.{last}", f"{first}{digits(rng, 3)}"))
+    domain = mail_domain(person["company"]) if person["company"] and chance(rng, 0.5) else one_of(rng, FREE_MAIL)
+    return f"{local}@{domain}"
+
+
+@lru_cache(maxsize=50_000)
+def word(text):
+    """A name as it stands in an e-mail address."""
+    return "".join(c for c in latin(text).lower() if c.isalnum()) or "x"
+
+
+@lru_cache(maxsize=50_000)
+def mail_domain(company):
+    words = [word(part) for part in company[0].split()]
+    return ("".join(words) if sum(map(len, words)) < 16 else words[0]) + (".com", ".org", ".net", ".co", ".biz")[len(company[0]) % 5]
+
+
+def company(rng, country):
+    """(name, legal form): words, a surname or letters, mostly with what it does."""
+    trade = one_of(rng, TRADES)
+    kind = rng.random()
+    if kind < 0.4:
+        name = country.last.pick(rng)
+        name = f"{name} & {country.last.even(rng)}" if chance(rng, 0.25) else f"{name}'s" if chance(rng, 0.15) else name
+    elif kind < 0.6:
+        name = f"{country.words.even(rng)} {country.words.even(rng)}"
+    elif kind < 0.7:
+        name = f"{country.cities.even(rng)}" if chance(rng, 0.6) else f"{country.streets.even(rng)} {country.street_words[0]}"
+    elif kind < 0.76:
+        name = "".join(chr(65 + int(rng.random() * 26)) for _ in range(3))
+    else:
+        name = country.words.even(rng)
+    if chance(rng, 0.8):
+        name = f"{name} {trade[0]}"
+    if chance(rng, 0.08):
+        name = f"The {name}"
+    return name, one_of(rng, country.legal) if chance(rng, 0.4) else "", trade
+
+
+def person(rng, country):
+    woman = chance(rng, 0.5)
+    first_names = country.women if woman else country.men
+    where = address(rng, country)
+    name, legal, _ = company(rng, country) if chance(rng, 0.6) else ("", "", None)
+    entity = {"type": "person", "first": name_from(rng, first_names), "middle": first_names.even(rng) if chance(rng, 0.35) else "",
+              "last": name_from(rng, country.last), "suffix": one_of(rng, SUFFIXES) if chance(rng, 0.02) else "", "gender": "F" if woman else "M",
+              "birth": (number(rng, 1925, 2006) if chance(rng, 0.8) else number(rng, 1750, 2020), *((number(rng, 1, 12), number(rng, 1, 28)) if chance(rng, 0.88) else (1, 1))),
+              "birthplace": country.cities.even(rng), **where, "company": (name, legal) if name else "",
+              "job": one_of(rng, JOBS), "tax": digits(rng, number(rng, 7, 11)), "phone": phone(rng, country, where["city"])}
+    if chance(rng, 0.12):
+        entity["last"] = f"{entity['last']}{'-' if chance(rng, 0.5) else ' '}{country.last.even(rng)}"
+    if entity["company"] and chance(rng, 0.1):
+        return entity | {"email": f"{one_of(rng, SHARED_MAILBOXES)}@{mail_domain(entity['company'])}"}
+    return entity | {"email": email(rng, entity)}
+
+
+def is_shared(address):
+    return address.partition("@")[0] in SHARED_MAILBOXES
+
+
+def organisation(rng, country):
+    where = address(rng, country)
+    name, legal, trade = company(rng, country)
+    site = mail_domain((name, legal))
+    mailbox = one_of(rng, SHARED_MAILBOXES) if chance(rng, 0.6) else word(country.last.even(rng))
+    agency = company(rng, country)[0] if chance(rng, 0.5) else ""
+    if agency and chance(rng, 0.25):
+        name = f"{agency}{one_of(rng, (' - ', ' ', ': '))}{name}"
+    return {"type": "org", "org": name, "legal": legal, "industry": trade[2], "trade": trade,
+            "agency": agency, "phone": phone(rng, country, where["city"]),
+            "email": f"{mailbox}@{site}", "website": site, **where, "tax": digits(rng, number(rng, 8, 12))}
+
+
+def updated(entity, rng, country):
+    """The same entity later, or asked again: moved, another number, another job, married, another birth date given."""
+    entity = dict(entity)
+    change = rng.random()
+    if entity["type"] == "org":
+        if change < 0.5:
+            entity |= address(rng, country, entity["city"] if chance(rng, 0.7) else None)
+        if change > 0.4:
+            entity["phone"] = phone(rng, country, entity["city"])
+        if change > 0.92:
+            entity["org"] = company(rng, country)[0]
+        elif change > 0.84 and entity["agency"]:
+            entity["org"] = f"{entity['agency']} - {entity['org']}" if entity["agency"] not in entity["org"] else entity["org"].removeprefix(entity["agency"]).strip(" -:") or entity["org"]
+        elif change > 0.7:
+            entity |= {"industry": one_of(rng, TRADES)[2], "agency": company(rng, country)[0]}
+        return entity
+    if chance(rng, 0.3):
+        year, month, day = entity["birth"]
+        entity["birth"] = (year + number(rng, -9, 9) if chance(rng, 0.5) else year, min(12, max(1, month + number(rng, -3, 3))), min(28, max(1, day + number(rng, -9, 9))))
+    if change < 0.4:
+        entity |= address(rng, country, entity["city"] if chance(rng, 0.4) else None)
+    if 0.3 < change < 0.6:
+        entity["phone"] = phone(rng, country)
+    if 0.5 < change < 0.8:
+        entity |= {"company": company(rng, country)[:2], "job": one_of(rng, JOBS)}
+    if change > 0.6:
+        entity["email"] = email(rng, entity)
+    if change > 0.9 and entity["gender"] == "F":
+        entity["last"] = name_from(rng, country.last)
+    return entity
+
+
+def look_alike(entity, rng, country):
+    """Somebody else who agrees in fields that people or firms really share."""
+    return (other_organisation if entity["type"] == "org" else other_person)(entity, rng, country)
+
+
+def other_person(entity, rng, country):
+    other = person(rng, country)
+    kind = rng.random()
+    if kind < 0.10:      # namesake, sometimes in the same town, firm or trade
+        other |= shared(entity, "first", "last", "gender", *(("middle",) if chance(rng, 0.3) else ()))
+        other |= shared(entity, *one_of(rng, ((), ("city", "state"), ("company",), ("job",), ("country", "birthplace"), ("city", "state", "postal"))))
+    elif kind < 0.20:    # household: spouse, sibling, twin
+        other |= shared(entity, "last", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()), *(("email",) if chance(rng, 0.15) else ()))
+        if chance(rng, 0.25):
+            other["birth"] = entity["birth"]
+        if chance(rng, 0.2) and entity["first"]:
+            other["first"] = entity["first"][:1] + other["first"][1:]
+    elif kind < 0.27:    # parent and child of one name
+        years = number(rng, *FAMILY_GAP)
+        birth = entity["birth"]
+        other |= shared(entity, "first", "last", "gender", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()))
+        other |= {"birth": (birth[0] + years, other["birth"][1], other["birth"][2]), "suffix": "Jr" if chance(rng, 0.7) else "", "middle": one_of(rng, (entity["middle"], ""))}
+    elif kind < 0.36:    # colleagues, the switchboard's number, the shared mailbox
+        other |= shared(entity, "company", *(("phone",) if chance(rng, 0.5) else ()), *(ADDRESS if chance(rng, 0.5) else ()))
+        if is_shared(entity["email"]):
+            other["email"] = entity["email"]
+        if chance(rng, 0.2):
+            other |= shared(entity, one_of(rng, ("first", "last")))
+    elif kind < 0.48:    # names alike to the eye
+        other["last"] = misspelt(entity["last"], rng)
+        other |= shared(entity, "gender", *one_of(rng, ((), ("first",), ("city", "state"), ("birth",), ("first", "city", "state"))))
+    else:                # what blocking brings together: any few fields agree
+        fields = rng.sample(BLOCKED, number(rng, 1, 4))
+        other |= shared(entity, *fields)
+        if "postal" in fields:
+            other |= shared(entity, "city", "state")
+        if chance(rng, 0.25):
+            other["birth"] = near_date(entity["birth"], rng)
+        if chance(rng, 0.2):
+            other["first"] = entity["first"][:1] + other["first"][1:].lower()
+        if "first" in fields:
+            other["gender"] = entity["gender"]
+    return other
+
+
+BLOCKED = ("first", "last", "last", "birth", "birth", "city", "postal", "job", "birthplace", "company", "street", "first", "gender", "state")
+
+
+def other_organisation(entity, rng, country):
+    other = organisation(rng, country)
+    kind = rng.random()
+    if kind < 0.25:      # another branch of the chain
+        other |= shared(entity, "org", "legal", "industry", "trade", "agency", "website", *(("email",) if chance(rng, 0.3) else ()),
+                        *(("phone",) if chance(rng, 0.3) else ()), *(("city", "state") if chance(rng, 0.5) else ()), *(("postal",) if chance(rng, 0.3) else ()))
+        if chance(rng, 0.2):
+            other["org"] = f"{entity['org']} {one_of(rng, ('2', 'II', 'North', 'West', 'Downtown', other['city']))}"
+    elif kind < 0.35:    # parent and subsidiary
+        stem = entity["org"].rsplit(" ", 1)[0]
+        other |= {"org": f"{stem} {one_of(rng, ('Holding', 'Group', 'International', 'Services', 'Capital', 'Logistics'))}"} | shared(entity, "website", "country")
+        other |= shared(entity, *(ADDRESS if chance(rng, 0.4) else ("city", "state")), *(("phone",) if chance(rng, 0.3) else ()))
+    elif kind < 0.5:     # next door, or in the same house
+        other |= shared(entity, "street", "city", "state", "postal", "country", *(("number",) if chance(rng, 0.4) else ()), *(("industry",) if chance(rng, 0.4) else ()))
+    elif kind < 0.72:    # one word of the name in common
+        mine, theirs = entity["org"].split(), other["org"].split()
+        other["org"] = " ".join([*mine[:-1], theirs[-1]] if chance(rng, 0.5) else [theirs[0], *mine[1:]])
+        other |= shared(entity, *one_of(rng, (("city", "state"), ("industry",), ("city", "state", "industry"), ("city", "state", "postal", "agency"), ("street", "city"))))
+    elif kind < 0.82:    # one operator: its telephone stands at all its sites
+        other |= shared(entity, "agency", "website", "email", *(("phone",) if chance(rng, 0.6) else ()), "city", "state")
+    else:
+        other |= shared(entity, *rng.sample(("city", "state", "postal", "industry", "agency", "street", "country"), number(rng, 1, 3)))
+    return other
+
+
+def shared(entity, *fields):
+    return {field: entity[field] for field in fields}
+
+
+def misspelt(name, rng):
+    """Another real name one letter away, as Smith and Smyth, Meier and Meyer."""
+    swaps = [("i", "y"), ("e", "a"), ("o", "u"), ("ss", "s"), ("ck", "k"), ("th", "t"), ("n", "nn"), ("er", "ers"), ("son", "sen"), ("v", "w"), ("c", "k"), ("m", "n")]
+    for old, new in rng.sample(swaps, 4):
+        if old in name[1:]:
+            return name[0] + name[1:].replace(old, new, 1)
+    return name + "s"
+
+
+def near_date(birth, rng):
+    """Another day in the same month, month or year: two people, not a slip."""
+    year, month, day = birth
+    return one_of(rng, ((year, month, number(rng, 1, 28)), (year, number(rng, 1, 12), day), (year + number(rng, 1, 9), month, day), (year, number(rng, 1, 12), number(rng, 1, 28)), (year, 1, 1)))
