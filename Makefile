@@ -72,6 +72,12 @@ else
 	  $$python -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) && echo .venv/bin > $@
 endif
 
+## make ask               verdicts of the model that ships with the project on pairs without labels (PAIRS=pairs.jsonl; without it a few examples)
+PAIRS ?= $(T)/sample_pairs.jsonl
+.PHONY: ask
+ask: $(ENV)
+	@$(PYTHON) src/ask.py --pairs $(PAIRS) $(TASK_FLAG)
+
 ## make prep              data/all.jsonl -> train, val, test and prompts; synthetic pairs where there is no all.jsonl
 .PHONY: prep
 prep: $(D)/processed/manifest.json
@@ -117,20 +123,34 @@ report: $(ENV)
 	$(PYTHON) src/make_report.py --reports $(R) $(TASK_FLAG)
 	@echo "the comparison is in $(R)/model_comparison.md, the page in $(R)/index.html"
 
-## make demo              a fresh clone, a laptop: the whole chain on a small stand-in model, under demo/
+## make transfer SETS=folder   the shipped model on record sets that it has never seen, beside string similarity, boosting and Splink
+.PHONY: transfer
+SETS ?=
+transfer: $(ENV) $(R)/transfer_synthetic.jsonl
+	$(if $(SETS),,$(error make transfer SETS=<folder>: the folder holds one <set>.jsonl a record set; src/import_pairs.py makes them))
+	$(PYTHON) src/evaluate_transfer.py --model_path models/steward-mini --sets $(SETS) --synthetic $(R)/transfer_synthetic.jsonl --out $(R)/transfer.json
+$(R)/transfer_synthetic.jsonl: src/synthesize.py $(wildcard $(T)/*.py) | $(ENV)
+	$(PYTHON) $< --rows 100000 --out $@ $(TASK_FLAG)
+
+## make pretrain          train models/steward-mini anew from nothing but the project, on one GPU (SET="seed=3")
+.PHONY: pretrain
+pretrain: $(ENV)
+	$(PYTHON) src/pretrain.py --out models/steward-mini $(SETTINGS) $(TASK_FLAG)
+
+## make demo              a fresh clone, a laptop: the whole chain on the model that ships with the project, under demo/
 .PHONY: demo demo-steps
 demo: $(ENV)
 	@$(MAKE) WORK=demo/ demo-steps
 demo-steps: | $(ENV)
 	@$(MAKE) prep
-	@$(MAKE) check-standin
-	@$(MAKE) train-standin
-	@$(MAKE) kpi-standin
+	@$(MAKE) check-steward_mini
+	@$(MAKE) train-steward_mini SET="train.epochs=1"
+	@$(MAKE) kpi-steward_mini
 	@$(MAKE) baseline
 	@$(MAKE) report
 	@echo; sed -n '/^| Model/,/^$$/{p;/^$$/q}' $(R)/model_comparison.md
-	@echo "The stand-in has random weights and $$(wc -l < $(D)/train.jsonl) synthetic training pairs: it shows the pipeline, not what a model can do."
-	@printf 'made:  %s\n' $(D)/ $(O)/standin-lora/ $(O)/standin-merged/ $(R)/standin_metrics.json $(R)/model_comparison.md $(R)/index.html
+	@echo "All rows are synthetic ($$(wc -l < $(D)/train.jsonl) in training, one epoch); README has the figures on public record sets."
+	@printf 'made:  %s\n' $(D)/ $(O)/steward_mini-lora/ $(O)/steward_mini-merged/ $(R)/steward_mini_metrics.json $(R)/model_comparison.md $(R)/index.html
 
 ## make test              lint and all tests: no GPU, no network
 .PHONY: test lint
@@ -145,7 +165,7 @@ lint: $(ENV)
 clean:
 	rm -rf demo models/standin $(O)/*-lora $(O)/*-merged $(D)/processed $(D)/synthetic.jsonl $(D)/synthetic.jsonl.manifest.json
 	rm -f $(D)/manifest.json $(D)/train.jsonl $(D)/val.jsonl $(D)/test.jsonl
-	rm -f $(R)/*_metrics.json $(R)/*_predictions.jsonl $(R)/*_predictions.manifest.json $(R)/baselines.json $(R)/metrics.csv $(R)/index.html $(R)/manifest.json
+	rm -rf $(R)/transfer_kept $(R)/transfer_scores; rm -f $(R)/transfer.json $(R)/transfer_synthetic.jsonl* $(R)/*_metrics.json $(R)/*_predictions.jsonl $(R)/*_predictions.manifest.json $(R)/baselines.json $(R)/metrics.csv $(R)/index.html $(R)/manifest.json
 	rm -rf $(D)/*.part $(O)/*.part $(R)/*.part
 	@if [ "$$(grep -c 'steward:begin' $(R)/model_comparison.md 2>/dev/null).$$(grep -c 'steward:end' $(R)/model_comparison.md 2>/dev/null)" = 1.1 ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi
 	@rmdir $(O) $(R) 2>/dev/null || true
@@ -158,4 +178,4 @@ help:
 	@printf '  %-9s %-22s %s\n' TASK "$(TASK)" "which folder of src/tasks" BACKEND "$(BACKEND)" "engine that answers" \
 	  SET "$(or $(SET),-)" "settings to override in training, e.g. train.lr=1e-4" LIMIT "$(or $(LIMIT),-)" "answer only so many test rows" \
 	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
-	  WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"
+	  SETS "$(or $(SETS),-)" "folder of imported record sets" WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"

@@ -45,18 +45,23 @@ def parse_args():
 def write_prompts(folder, out, task, gauges):
     """Stream both splits into their prompt files; the number of rows of each."""
     sources = {split: existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first") for split in SPLITS}
-    problems, n_rows = Problems(), dict.fromkeys(SPLITS, 0)
+    problems, n_rows, n_sides = Problems(), dict.fromkeys(SPLITS, 0), 0
+    sides = getattr(task.module("data"), "SIDES", None)
     with written_whole(*(out / f"{split}.jsonl" for split in SPLITS)) as files:
         for (split, source), file in zip(sources.items(), files, strict=True):
             for _, row in checked_rows(source, task, problems):
                 prompt = prompt_row(row, task)
                 file.write(json.dumps(prompt, ensure_ascii=False) + "\n")
                 n_rows[split] += 1
+                n_sides += bool(sides and sides.search(json.dumps(row["output"], ensure_ascii=False)))
                 for gauge in gauges:
                     gauge.measure(split, prompt)
             problems.stop_if_any(source)
         if not n_rows["train"]:
             raise UserError(f"{sources['train']}: there is no row in it; make it again with src/prepare_splits.py")
+    if n_sides:
+        print(f"note: {n_sides:,} answers speak of the first or second record; prompts show the records in a fixed order of their own, "
+              "so such words will often be wrong: speak of fields instead")
     return n_rows
 
 

@@ -36,6 +36,7 @@ class Train:
     weight_decay: float = field(default=0.0, metadata={"at_least": 0.0})
     schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
     packing: typing.Literal["auto", "on", "off"] = "auto"
+    verdict_weight: float = field(default=1.0, metadata={"at_least": 0.0})
     evals_per_epoch: int = field(default=2, metadata={"at_least": 1})
     eval_rows: int = field(default=1000, metadata={"at_least": 1})
     patience: int = field(default=3, metadata={"at_least": 1})

@@ -11,10 +11,10 @@ form draws the table of one or several runs; several are taken for the same mode
 import argparse
 import json
 import random
-import re
 from pathlib import Path
 
-from common import Clock, UserError, WorkFailed, existing_file, read_json, row_id, run, sha256_file, shown_path, write_manifest, write_text, written_whole
+import marked_text
+from common import Clock, UserError, WorkFailed, existing_file, read_json, row_id, run, sha256_file, shown_path, write_manifest, written_whole
 
 TITLES = {"jaro_winkler": "Mean Jaro-Winkler", "boosting": "Gradient boosting", "splink": "Splink", "model": "Model", "blend": "Model and boosting"}
 N_BOOTSTRAP = 200
@@ -25,14 +25,13 @@ LEFT_OUT = "left out of this run"
 KEPT = "transfer_kept"
 MODEL_SOURCES = ("predict.py", "dataset.py", "tasks/__init__.py", "constrained_decode/__init__.py")
 WHAT_ANSWERS = ("sha256", "backend", "batch_size", "settings", "sources")     # of the model's facts: what its answers depend on
-BEGIN, END = "<!-- transfer:begin -->", "<!-- transfer:end -->"
-MARKER = re.compile(r"<!--\s*transfer:(begin|end)\b.*?-->", re.S)
+MARK = "transfer"
 
 
 def main():
     args = parse_args()
     if args.table:
-        show_table(transfer_table(args.table), args.into)
+        show_table(transfer_table(args.table), args.into, args.mark)
         return
     from tasks import load_task
 
@@ -43,7 +42,7 @@ def main():
     found = {name: bench.measure(name, *the_set) for name, the_set in sets.items()}
     write_manifest(args.out, clock, task=task.name, model=bench.model_facts, sets=found, seed=args.seed, limit=args.limit,
                    synthetic=bench.synthetic and {"path": shown_path(args.synthetic), "sha256": bench.synthetic.sha256})
-    show_table(transfer_table([args.out, *args.more]), args.into)
+    show_table(transfer_table([args.out, *args.more]), args.into, args.mark)
     print(f"all numbers in {args.out}")
     if not any(measured(cell) for facts in found.values() for cell in facts["scorers"].values()):
         raise WorkFailed(f"no set in {args.sets} could be scored; {args.out} says why")
@@ -67,7 +66,8 @@ def parse_args():
     parser.add_argument("--keep_scores", action="store_true", help="write every pair's scores to <out without .json>_scores/<set>.jsonl too")
     parser.add_argument("--more", nargs="+", type=Path, default=[], help="reports of other runs, to be in the table as well")
     parser.add_argument("--table", nargs="+", type=Path, help="measure nothing; draw the table of these reports")
-    parser.add_argument("--into", type=Path, help=f"file whose part between {BEGIN} and {END} becomes the table")
+    parser.add_argument("--mark", default=MARK, help=f"name in the marker comments (default {MARK})")
+    parser.add_argument("--into", type=Path, help=f"file whose part between the comments transfer:begin and transfer:end becomes the table")
     return checked_args(parser.parse_args())
 
 
@@ -82,7 +82,7 @@ def checked_args(args):
     for report in [*args.more, *(args.table or [])]:
         read_report(report)
     if args.into:
-        split_at_markers(args.into)
+        marked_text.around(args.into, args.mark)
     if not args.table and "model" in args.only and args.only != list(TITLES) and not args.model_path:
         raise UserError("--only model: --model_path is missing; name the model's folder")
     return args
@@ -367,26 +367,11 @@ def shown(value, digits=3):
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def show_table(table, into):
+def show_table(table, into, mark):
     if into:
-        before, after = split_at_markers(into)
-        write_text(into, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
-        print(f"the table is in {into}")
+        marked_text.put(into, mark, table)
     else:
         print(f"\n{table}\n")
-
-
-def split_at_markers(path):
-    """What stands before and after the generated part of a file."""
-    try:
-        # Bytes: reading as text would turn the line ends of another system into ours.
-        text = existing_file(path, f"--into names a file that holds {BEGIN} and {END}").read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8, then run again") from error
-    found = list(MARKER.finditer(text))
-    if [match.group(1) for match in found] != ["begin", "end"]:
-        raise UserError(f"{path}: {len(found)} marker comment(s) found, expected one {BEGIN} and then one {END}; put the pair where the table belongs")
-    return text[:found[0].start()], text[found[1].end():]
 
 
 def transfer_table(paths):

@@ -11,6 +11,7 @@ import shutil
 from common import Clock, UserError, WorkFailed, read_json, sha256_file, write_manifest
 
 N_PROMPTS = 64
+N_CALIBRATION = 1000    # validation rows that the temperature is fitted on; one number needs no more
 # Mean difference of verdict probabilities between adapter and merged model that rounding alone explains (LOG.md has the figures).
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 NOISE_ALLOWED = 3
@@ -26,7 +27,8 @@ def merge(config, task, lora, merged, rows, fingerprint):
     clock = Clock()
     check_disk(lora, merged)
     chat = dataset.pinned_chat(dataset.load_tokenizer(str(lora)), config.chat)
-    prompts, answers = parity_cases(rows, chat, config)
+    examples, _ = dataset.encode_rows(rows, chat, config)
+    prompts, answers = cases(examples, N_PROMPTS)
     branch = dataset.find_branch(chat, task)
     print(f"merging {lora}", flush=True)
     with_adapter = look(lambda: load_adapter_model(config, lora), prompts, answers, branch, chat)
@@ -44,13 +46,14 @@ def merge(config, task, lora, merged, rows, fingerprint):
                 break
         else:
             raise WorkFailed(refusal(lora, parity, config))
+        calibration = calibrated(part, examples, branch, chat, alone.verdicts, trained["data"]["val"]["path"])
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(merged, ignore_errors=True)
     part.rename(merged)
     write_manifest(merged / "manifest.json", clock, config=dataclasses.asdict(config), fingerprint=fingerprint, task=task.name, parity=parity,
-                   merge={"dtype": dtype, "base": qlora_base(config)},
+                   calibration=calibration, merge={"dtype": dtype, "base": qlora_base(config)},
                    training=trained["training"] | {"wall_s": trained["wall_s"], "hardware": trained["hardware"]},
                    data=trained["data"], adapter_sha256=sha256_file(lora / "adapter_model.safetensors"))
     print(f"merged model in {merged}")
@@ -87,13 +90,12 @@ def qlora_base(config):
     return config.merge.qlora_base if config.peft.method == "qlora" else "as trained"
 
 
-def parity_cases(rows, chat, config):
-    """Prompts and answers of evenly spaced validation rows that fit the model."""
+def cases(examples, most):
+    """Prompts and answers of evenly spaced examples, at most so many."""
     import dataset
 
-    examples, _ = dataset.encode_rows(rows, chat, config)
-    step = max(1, len(examples) // N_PROMPTS)
-    examples = examples[::step][:N_PROMPTS]
+    step = max(1, len(examples) // most)
+    examples = examples[::step][:most]
     lengths = [dataset.n_answer_tokens(example) for example in examples]
     return ([example["input_ids"][:-n] for example, n in zip(examples, lengths, strict=True)],
             [example["input_ids"][-n:] for example, n in zip(examples, lengths, strict=True)])
@@ -179,6 +181,29 @@ def look(load, prompts, answers, branch, chat):
     del model
     free_memory()
     return Look(one_by_one, in_batches, logprobs)
+
+
+def calibrated(folder, examples, branch, chat, known, rows_from):
+    """Keep the temperature under which the merged model's verdicts on validation rows mean what they say; None where the rows are too few.
+
+    `known` are the verdicts that the parity gate asked for, on the same rows where there are no more than its prompts.
+    """
+    import calibrate
+    from constrained_decode.hf import verdict_probabilities
+
+    (folder / calibrate.FILE).unlink(missing_ok=True)
+    prompts, answers = cases(examples, N_CALIBRATION)
+    if len(prompts) < calibrate.LEAST_ROWS:
+        return None
+    if len(prompts) > len(known):
+        model = load_merged(folder)
+        known = [shares for start in range(0, len(prompts), 8) for shares in verdict_probabilities(model, prompts[start:start + 8], branch, chat.pad_id)]
+        del model
+        free_memory()
+    label_of = {token: label for label, token in branch.token_of.items()}
+    facts = calibrate.store(folder, known, [label_of[answer[len(branch.opening)]] for answer in answers], list(branch.token_of), rows_from)
+    print(f"temperature {facts['temperature']:.3f}, fitted on {facts['rows']:,} validation rows", flush=True)
+    return facts
 
 
 def probability_gap(some, others):

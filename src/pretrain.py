@@ -1,7 +1,7 @@
 """Train steward_mini from nothing: python src/pretrain.py --out models/steward-mini
 
 Synthetic pairs are made while a GPU trains on them; tokenizer, weights, calibration and model card are left in --out.
-About ten minutes on one H200. On a CPU only a tiny model is sensible: --set pairs=2000 layers=2 width=64 step_tokens=4096
+About six minutes on one H200. On a CPU only a tiny model is sensible: --set pairs=2000 layers=2 width=64 step_tokens=4096
 """
 
 import argparse
@@ -28,8 +28,8 @@ WEIGHTS = "model.safetensors"
 class Plan:
     """Everything that shapes the weights; --set changes one value."""
 
-    pairs: int = 8_000_000
-    seed: int = 1
+    pairs: int = 3_200_000          # 6 million were no better on records from elsewhere (LOG.md)
+    seed: int = 2                   # of seeds 1 to 3 the one with the lowest log loss on validation rows
     width: int = 192
     layers: int = 14
     heads: int = 3

@@ -3,6 +3,7 @@
 import collections
 import multiprocessing
 import os
+import zlib
 from dataclasses import dataclass
 
 from common import to_json
@@ -48,8 +49,11 @@ class Encoder:
         self.synthetic = self.task.module("synthetic")
 
     def prompt(self, case):
+        data = self.task.module("data")
         if self.source.canonical:
-            case = self.task.module("data").canonical(case)
+            case = data.canonical(case)
+        elif zlib.crc32(repr(case).encode()) % 2:   # the generator's second record is the dirtier one
+            case = data.swap(case)
         return f"{self.before}{to_json(case)}{self.after}"
 
     def block(self, start, n):

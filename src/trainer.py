@@ -6,6 +6,7 @@ Heavy to import (torch, trl): only sft_train.py does, once it trains.
 import os
 import sys
 import time
+from dataclasses import dataclass
 
 import torch
 from sklearn.metrics import accuracy_score, f1_score
@@ -21,16 +22,23 @@ TIE_BREAK = 1e-4
 LEAST_LOSS_GAIN = 0.01  # at equal verdicts, a loss that falls by less is no reason to go on
 
 
+@dataclass
+class Arguments(SFTConfig):
+    """TRL's settings, and ours that it has no name for."""
+
+    verdict_weight: float = 1.0
+
+
 def arguments(config, plan, precision, folder):
     """TRL's settings for one run, each said: its defaults change between versions."""
     train = config.train
     every = min(0.5, 1 / (train.epochs * train.evals_per_epoch))  # a share of all steps; 1.0 would mean every single step
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
-    return SFTConfig(
+    return Arguments(
         output_dir=str(folder), seed=train.seed, data_seed=train.seed,
         num_train_epochs=train.epochs, per_device_train_batch_size=plan.per_device, per_device_eval_batch_size=plan.per_device,
         gradient_accumulation_steps=plan.grad_accum, learning_rate=train.lr, weight_decay=train.weight_decay,
-        warmup_steps=train.warmup_ratio, lr_scheduler_type=train.schedule, max_grad_norm=1.0, optim="adamw_torch",
+        verdict_weight=train.verdict_weight, warmup_steps=train.warmup_ratio, lr_scheduler_type=train.schedule, max_grad_norm=1.0, optim="adamw_torch",
         bf16=precision == "bfloat16", fp16=precision == "float16", use_cpu=precision == "float32",
         gradient_checkpointing=train.gradient_ckpt, gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_ckpt else None,
         packing=plan.packing, packing_strategy="bfd", max_length=train.max_seq_len, shuffle_dataset=True,
@@ -47,6 +55,11 @@ class StewardTrainer(SFTTrainer):
 
     verdict_cases = None
 
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if self.args.verdict_weight != 1.0 and self.model.training:
+            model = VerdictsWeighted(model, len(self.verdict_cases.branch.opening), self.args.verdict_weight)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         verdicts = self.verdict_cases.metrics(self)
@@ -54,6 +67,30 @@ class StewardTrainer(SFTTrainer):
         verdicts["selection"] = verdicts["macro_f1"] - TIE_BREAK * output.metrics[f"{metric_key_prefix}_loss"]
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in verdicts.items()})
         return output
+
+
+class VerdictsWeighted:
+    """A model whose log-probabilities count more where the verdict is decided: one of some 25 answer tokens, it drowns in their mean."""
+
+    def __init__(self, model, n_opening, weight):
+        self.model, self.n_opening, self.weight = model, n_opening, weight
+
+    def __call__(self, **inputs):
+        outputs = self.model(**inputs)
+        weights = token_weights(inputs["labels"], self.n_opening, self.weight)[:, 1:]  # a token is predicted one place before it stands
+        outputs.log_probs = outputs.log_probs * weights.to(outputs.log_probs.dtype)
+        return outputs
+
+
+def token_weights(labels, n_opening, weight):
+    """A weight a label: `weight` on each answer's verdict, 1 on its other tokens, scaled to a mean of 1 over the batch; answers may be packed."""
+    answer = labels != dataset.IGNORED
+    starts = answer.clone()
+    starts[:, 1:] &= ~answer[:, :-1]
+    verdicts = starts.roll(n_opening, dims=1)
+    verdicts[:, :n_opening] = False
+    weights = torch.where(verdicts, weight, 1.0) * answer
+    return weights * answer.sum() / weights.sum().clamp(min=1e-9)
 
 
 class VerdictCases:

@@ -104,9 +104,10 @@ def accuracy(folder, name):
 
 
 def test_boosting_and_splink_beat_the_majority_clearly(made):
-    assert accuracy(made, "boosting") > accuracy(made, "majority") + 0.3
-    assert accuracy(made, "boosting") > 0.8
-    assert accuracy(made, "splink") > accuracy(made, "majority") + 0.2
+    """On 400 training rows of the generator's hard kinds, a quarter of them near a threshold."""
+    assert accuracy(made, "boosting") > accuracy(made, "majority") + 0.15
+    assert accuracy(made, "boosting") > 0.6
+    assert accuracy(made, "splink") > accuracy(made, "majority") + 0.08
 
 
 def test_splink_ranks_duplicates_above_no_matches(made):
@@ -252,9 +253,10 @@ def test_a_task_without_classical_knowledge_is_skipped_and_its_stale_files_go(tm
 
 
 def test_expectation_maximisation_that_fails_is_said_and_replaced(tmp_path, capfd):
-    rows = splits()["train"]
-    pair = [next(row for row in rows if (row["output"]["result"] == "DUPLICATE") is same) for same in (True, False)]
-    folder = write(tmp_path, train=pair, val=rows[:1], test=rows[:3])
+    ann, bob = {"name": "Ann Lee", "city": "Rome"}, {"name": "Bob Roth", "city": "Oslo"}
+    pair = [{"input": {"record1": ann, "record2": other}, "output": {"result": said, "reasoning": "x"}}
+            for other, said in ((ann, "DUPLICATE"), (bob, "NO_MATCH"))]
+    folder = write(tmp_path, train=pair, val=pair[:1], test=[pair[0], pair[1], pair[0]])
     assert call(folder, "--only", "splink") == 0
     said, (predictions, _, metrics) = capfd.readouterr().out, read(folder, "splink")
     assert "expectation maximisation failed" in said and "m counted on the labelled matches" in metrics["training"]["method"]

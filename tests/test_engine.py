@@ -93,6 +93,98 @@ def test_verdicts_are_those_of_a_plain_forward_pass(by_four, conversations):
         assert list(shares.values()) == pytest.approx((of_labels / of_labels.sum()).tolist(), abs=1e-5)
 
 
+def plain_texts(one, conversations, **options):
+    """What `generate` writes row by row, nothing guessed: (text, tokens) of each."""
+    import torch
+
+    found = []
+    for messages in conversations:
+        ids = torch.tensor([one.chat.prompt_ids(messages)])
+        output = one.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=one.gen.max_new_tokens, do_sample=False,
+                                    eos_token_id=one.end_ids, pad_token_id=one.chat.pad_id, **options)[0, ids.shape[1]:].tolist()
+        found.append(one._answer([], output, {}, 0.0))
+    return [(answer.text, answer.completion_tokens, answer.finish_reason) for answer in found]
+
+
+def written(one, conversations):
+    answers = dict(one.answers(conversations))
+    return [(answers[at].text, answers[at].completion_tokens, answers[at].finish_reason) for at in range(len(conversations))]
+
+
+@pytest.mark.slow
+def test_guessing_changes_no_text_where_the_model_writes_no_opening(by_four, one_by_one, conversations):
+    """A random model never writes the answer's opening: what it wrote instead must show, also when earlier answers are guessed."""
+    expected = plain_texts(one_by_one, conversations)
+    assert not any(text.startswith('{"result"') for text, *_ in expected) and len(set(expected)) > 3
+    for one in (by_four, one_by_one):
+        assert written(one, conversations) == expected and one.guesses.next
+        assert written(one, conversations) == expected, "the second time everything is guessed"
+        one.guesses.next = dict.fromkeys(one.guesses.next, 7)
+        assert written(one, conversations) == expected, "wrong guesses leave no trace"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_wrong", [0, 1])
+def test_the_opening_is_taken_as_far_as_the_model_writes_it(folder, conversations, n_wrong):
+    """Openings made of the model's own first tokens, for some rows right and for others wrong from some place on."""
+    one = engine(folder)
+    expected = plain_texts(one, conversations)
+    first = one.chat.prompt_ids(conversations[0])
+    ids = one._plain([first])[0][0]
+    one.branch = dataset.Branch(ids[:3 - n_wrong] + [7] * n_wrong, one.branch.token_of)
+    assert written(one, conversations) == expected
+    shares = dict(one.answers(conversations))
+    for position, plain in one.verdicts(conversations):
+        assert shares[position].probabilities == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_rows_end_at_their_end_token_wherever_a_guess_ran_past_it(folder, conversations):
+    """End tokens are taken from the model's own texts, so that rows end at different steps and others reach the length."""
+    one = engine(folder, batch_size=5)
+    tokens = [one._plain([one.chat.prompt_ids(messages)])[0][0] for messages in conversations]
+    one.end_ids = [tokens[0][4], tokens[1][7]]
+    expected = plain_texts(one, conversations)
+    assert {reason for *_, reason in expected} == {"stop", "length"}
+    assert written(one, conversations) == expected == written(one, conversations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_no_answer_is_longer_than_its_budget(folder, conversations, budget):
+    one = engine(folder, max_new_tokens=budget)
+    one.guesses.learn(list(range(20)))
+    assert written(one, conversations) == plain_texts(one, conversations)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_rewind_is_left_to_generate(folder, conversations, monkeypatch):
+    one = engine(folder)
+    expected = written(one, conversations)
+    monkeypatch.setattr(one, "rewinds", False)
+    monkeypatch.setattr(one, "_guessed", None)
+    assert written(one, conversations) == expected
+
+
+@pytest.mark.slow
+def test_tokens_are_drawn_in_the_shares_that_temperature_and_top_p_leave(folder):
+    import torch
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    one, logits = engine(folder, temperature=0.7, top_p=0.8), torch.randn(1, 12, generator=torch.Generator().manual_seed(3)) * 2
+    expected = TopPLogitsWarper(0.8)(None, TemperatureLogitsWarper(0.7)(None, logits)).softmax(-1)[0]
+    torch.manual_seed(1)
+    drawn = torch.tensor(one._choose(logits.expand(4, 5000, 12)))
+    shares = drawn.flatten().bincount(minlength=12) / drawn.numel()
+    assert 2 < (expected > 0).sum() < 12 and not shares[expected == 0].any()
+    assert shares.tolist() == pytest.approx(expected.tolist(), abs=0.015)
+
+
+@pytest.mark.slow
+def test_a_temperature_near_zero_draws_what_greedy_takes(folder, by_four, conversations):
+    assert written(engine(folder, temperature=1e-4), conversations) == written(by_four, conversations)
+
+
 @pytest.mark.slow
 def test_the_answer_ends_before_the_end_token_and_says_why(by_four, conversations):
     end, other = by_four.end_ids[0], by_four.chat.ids("a")[0]

@@ -16,6 +16,7 @@ import dataset
 import families
 from common import UserError, to_json
 from tasks import load_task
+from tasks.crm.data import canonical
 from tasks.crm.synthetic import rows as synthetic_rows
 
 TASK = load_task()
@@ -231,7 +232,7 @@ def mistral():
 @pytest.mark.parametrize("case", CASES)
 def test_mistral_ids_are_those_of_mistrals_own_encoder(mistral_chat, mistral, case):
     assert mistral.instruct_tokenizer.tokenizer.version == TokenizerVersion.v3
-    user, answer = UserMessage(content=to_json(CASES[case])), AssistantMessage(content=TASK.completion(ANSWER))
+    user, answer = UserMessage(content=to_json(canonical(CASES[case]))), AssistantMessage(content=TASK.completion(ANSWER))
     folded = UserMessage(content=f"{TASK.system_text}\n\n{user.content}")
     theirs = [mistral.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
               for messages in ([folded, answer], [SystemMessage(content=TASK.system_text), user, answer])]
@@ -258,11 +259,11 @@ def test_a_file_that_holds_no_prompts_is_said_to_be_one(tmp_path, lines, words):
 
 
 def test_the_prompt_is_exactly_this():
-    """A change here changes what every trained model was trained on."""
+    """A change here changes what every trained model was trained on. Keys are sorted, and the records stand in one fixed order."""
     assert TASK.messages({"record1": {"name": "Jo [x] <y>", "tags": ["a", "ü"]}, "record2": {"n": 1, "ok": None}}) == [
         {"role": "system", "content": "You are a CRM data steward. Return **strict JSON** with keys: `result` (one of `DUPLICATE`, `POSSIBLE`, "
                                       "`NO_MATCH`) and `reasoning` (one short sentence). No extra text."},
-        {"role": "user", "content": '{"record1":{"name":"Jo \\u005bx] \\u003cy>","tags":["a","ü"]},"record2":{"n":1,"ok":null}}'}]
+        {"role": "user", "content": '{"record1":{"n":1,"ok":null},"record2":{"name":"Jo \\u005bx] \\u003cy>","tags":["a","ü"]}}'}]
 
 
 def test_the_answer_is_exactly_this_and_the_verdict_comes_first():

@@ -11,7 +11,10 @@ import constrained_decode
 import evaluate_transfer
 import transfer_baselines
 from common import UserError, run
-from evaluate_transfer import BEGIN, END, metrics, transfer_table
+from evaluate_transfer import MARK, metrics, transfer_table
+from marked_text import marker
+
+BEGIN, END = marker(MARK, "begin"), marker(MARK, "end")
 from tasks import load_task
 from transfer_baselines import Scored, field_removed, robustness, without_kind
 

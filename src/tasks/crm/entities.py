@@ -3,6 +3,7 @@
 An entity is a dictionary from field to its true value. Two entities that share a true value agree in that field however it is written.
 """
 
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ SUFFIXES = ("Jr", "Sr", "II", "III")
 PERSON_FIELDS = ("first", "middle", "last", "suffix", "gender", "birth", "birthplace", "phone", "email", "number", "street", "unit", "city", "state",
                  "postal", "country", "company", "job", "tax")
 ORG_FIELDS = ("org", "legal", "agency", "industry", "phone", "email", "website", "number", "street", "unit", "city", "state", "postal", "country", "tax")
-ADDRESS = ("number", "street", "unit", "city", "state", "postal", "country")
+ADDRESS = ("number", "street", "unit", "city", "state", "postal", "country", "era")
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,15 @@ class Place:
     dialling: str
 
 
-@lru_cache(maxsize=60_000)
-def place(country, city):
-    import random
+def place(country, city, era):
+    """What goes with a town: its postal codes and dialling code start alike, as real ones do.
 
-    rng = random.Random(f"{country.locale}:{city}")
-    state = country.states[int(rng.random() * len(country.states))] if country.states else ""
-    start = "".join(one_of(rng, LETTERS) for _ in range(2)) + str(number(rng, 1, 29)) if country.locale == "en_GB" else digits(rng, 3)
-    return Place(city, state, start, str(200 + int(rng.random() * 780)))
+    Another era gives the same town other ones: there is nothing to learn by heart, only that they agree.
+    """
+    key = zlib.crc32(f"{city}:{era}".encode())
+    state = country.states[key % len(country.states)] if country.states else ""
+    start = LETTERS[key % 16] + LETTERS[key // 16 % 16] + str(1 + key // 256 % 29) if country.locale == "en_GB" else f"{key // 7 % 1000:03d}"
+    return Place(city, state, start, str(200 + key // 11 % 780))
 
 
 LETTERS = "ABCDEFGHKLMNPRSTW"
@@ -56,20 +58,31 @@ def digits(rng, n):
     return f"{int(rng.random() * 10**n):0{n}d}"
 
 
-def name_from(rng, choices):
-    """A name by frequency; one in five is made of the halves of two, so that a model compares letters instead of knowing names."""
+def name_from(rng, choices, invented=0.4):
+    """A name by frequency; many are made up of the halves of two or respelt, so that a model compares letters instead of knowing names."""
     value = choices.pick(rng) if chance(rng, 0.7) else choices.even(rng)
-    if chance(rng, 0.2):
-        other = choices.even(rng)
-        if len(value) > 4 and len(other) > 4 and value.isalpha() and other.isalpha():
-            value = value[:len(value) // 2 + 1] + other[len(other) // 2:].lower()
+    return invent(value, choices.even(rng), rng) if chance(rng, invented) else value
+
+
+def invent(value, other, rng):
+    """A new word that looks like its two parents."""
+    if len(value) > 3 and len(other) > 3:
+        cut = number(rng, 2, len(value) - 1)
+        value = value[:cut] + other[max(1, len(other) - number(rng, 2, 5)):].lower()
+    if chance(rng, 0.3) and value.isascii() and len(value) > 3:
+        at = number(rng, 1, len(value) - 1)
+        value = value[:at] + one_of(rng, CONSONANTS if value[at].lower() not in VOWELS else VOWELS) + value[at + 1:]
     return value
 
 
-def address(rng, country, city=None):
-    where = place(country, city or (country.cities.pick(rng) if chance(rng, 0.5) else country.cities.even(rng)))
+VOWELS, CONSONANTS = "aeiou", "bcdfghklmnprstvw"
+
+
+def address(rng, country, city=None, era=None):
+    era = number(rng, 1, 500) if era is None else era
+    where = place(country, city or name_from(rng, country.cities, 0.25), era)
     return {"number": str(number(rng, 1, 99) if country.language in NUMBER_LAST or chance(rng, 0.3) else number(rng, 100, 9999)),
-            "street": (country.streets.even(rng), one_of(rng, country.street_words)), "unit": (str(number(rng, 1, 40)) if chance(rng, 0.7) else country.streets.even(rng)) if chance(rng, 0.25) else "",
+            "street": (name_from(rng, country.streets, 0.25), one_of(rng, country.street_words)), "era": era, "unit": (str(number(rng, 1, 40)) if chance(rng, 0.7) else country.streets.even(rng)) if chance(rng, 0.25) else "",
             "city": where.city, "state": where.state, "postal": where.postal + postal_end(rng, country),
             "country": country.locale[-2:]}
 
@@ -82,8 +95,8 @@ def postal_end(rng, country):
     return digits(rng, 1 if country.language in ("da", "no", "hu") or country.locale == "en_AU" else 2)
 
 
-def phone(rng, country, city=None):
-    area = place(country, city).dialling if city and chance(rng, 0.7) else str(number(rng, 200, 989))
+def phone(rng, country, home=None):
+    area = place(country, home["city"], home["era"]).dialling if home and chance(rng, 0.7) else str(number(rng, 200, 989))
     return area + digits(rng, 7 if country.phone_code in ("1", "7", "91", "86") else number(rng, 5, 7))
 
 
@@ -112,18 +125,22 @@ def company(rng, country):
     """(name, legal form): words, a surname or letters, mostly with what it does."""
     trade = one_of(rng, TRADES)
     kind = rng.random()
-    if kind < 0.4:
-        name = country.last.pick(rng)
+    if kind < 0.35:
+        name = name_from(rng, country.last)
         name = f"{name} & {country.last.even(rng)}" if chance(rng, 0.25) else f"{name}'s" if chance(rng, 0.15) else name
-    elif kind < 0.6:
+    elif kind < 0.5:
         name = f"{country.words.even(rng)} {country.words.even(rng)}"
-    elif kind < 0.7:
+    elif kind < 0.58:
+        name = f"{country.words.even(rng)} {one_of(rng, ('of', 'and', '&', 'de', 'on', 'for', 'at'))} {country.words.even(rng)}"
+    elif kind < 0.66:
         name = f"{country.cities.even(rng)}" if chance(rng, 0.6) else f"{country.streets.even(rng)} {country.street_words[0]}"
-    elif kind < 0.76:
+    elif kind < 0.71:
+        name = country.men.even(rng) + one_of(rng, ("'s", "s", "", " and Sons", " Brothers", "'s Place"))
+    elif kind < 0.75:
         name = "".join(chr(65 + int(rng.random() * 26)) for _ in range(3))
     else:
-        name = country.words.even(rng)
-    if chance(rng, 0.8):
+        name = name_from(rng, country.words, 0.5)
+    if chance(rng, 0.72):
         name = f"{name} {trade[0]}"
     if chance(rng, 0.08):
         name = f"The {name}"
@@ -139,7 +156,7 @@ def person(rng, country):
               "last": name_from(rng, country.last), "suffix": one_of(rng, SUFFIXES) if chance(rng, 0.02) else "", "gender": "F" if woman else "M",
               "birth": (number(rng, 1925, 2006) if chance(rng, 0.8) else number(rng, 1750, 2020), *((number(rng, 1, 12), number(rng, 1, 28)) if chance(rng, 0.88) else (1, 1))),
               "birthplace": country.cities.even(rng), **where, "company": (name, legal) if name else "",
-              "job": one_of(rng, JOBS), "tax": digits(rng, number(rng, 7, 11)), "phone": phone(rng, country, where["city"])}
+              "job": one_of(rng, JOBS), "tax": digits(rng, number(rng, 7, 11)), "phone": phone(rng, country, where)}
     if chance(rng, 0.12):
         entity["last"] = f"{entity['last']}{'-' if chance(rng, 0.5) else ' '}{country.last.even(rng)}"
     if entity["company"] and chance(rng, 0.1):
@@ -160,7 +177,7 @@ def organisation(rng, country):
     if agency and chance(rng, 0.25):
         name = f"{agency}{one_of(rng, (' - ', ' ', ': '))}{name}"
     return {"type": "org", "org": name, "legal": legal, "industry": trade[2], "trade": trade,
-            "agency": agency, "phone": phone(rng, country, where["city"]),
+            "agency": agency, "phone": phone(rng, country, where),
             "email": f"{mailbox}@{site}", "website": site, **where, "tax": digits(rng, number(rng, 8, 12))}
 
 
@@ -170,9 +187,9 @@ def updated(entity, rng, country):
     change = rng.random()
     if entity["type"] == "org":
         if change < 0.5:
-            entity |= address(rng, country, entity["city"] if chance(rng, 0.7) else None)
+            entity |= address(rng, country, *((entity["city"], entity["era"]) if chance(rng, 0.7) else ()))
         if change > 0.4:
-            entity["phone"] = phone(rng, country, entity["city"])
+            entity["phone"] = phone(rng, country, entity)
         if change > 0.92:
             entity["org"] = company(rng, country)[0]
         elif change > 0.84 and entity["agency"]:
@@ -184,13 +201,15 @@ def updated(entity, rng, country):
         year, month, day = entity["birth"]
         entity["birth"] = (year + number(rng, -9, 9) if chance(rng, 0.5) else year, min(12, max(1, month + number(rng, -3, 3))), min(28, max(1, day + number(rng, -9, 9))))
     if change < 0.4:
-        entity |= address(rng, country, entity["city"] if chance(rng, 0.4) else None)
+        entity |= address(rng, country, *((entity["city"], entity["era"]) if chance(rng, 0.4) else ()))
     if 0.3 < change < 0.6:
         entity["phone"] = phone(rng, country)
     if 0.5 < change < 0.8:
         entity |= {"company": company(rng, country)[:2], "job": one_of(rng, JOBS)}
     if change > 0.6:
         entity["email"] = email(rng, entity)
+    if chance(rng, 0.06):    # known by another name
+        entity["first"] = name_from(rng, country.women if entity["gender"] == "F" else country.men)
     if change > 0.9 and entity["gender"] == "F":
         entity["last"] = name_from(rng, country.last)
     return entity

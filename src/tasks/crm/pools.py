@@ -1,6 +1,6 @@
 """The values that synthetic records are made of: names, places, streets and words of many countries, drawn by frequency.
 
-From PyPI packages (Faker's locales, nicknames, cleanco, anyascii) and, if a folder is given, from reference lists there. Every value
+From PyPI packages (Faker's locales and dictionaries, nicknames, anyascii) and, if a folder is given, from reference lists there. Every value
 belongs to the training pool or to the test pool by its hash, so nothing that is tested was seen in training.
 """
 
@@ -21,6 +21,7 @@ from common import UserError
 POOLS = ("train", "test", "all")
 TEST_SHARE = 5          # one value in five is held out
 ZIPF_OFFSET = 8         # frequency of the n-th name: 1 / (n + offset); Faker's weighted lists fall about so
+DICTIONARIES = ("en_US", "en_GB", "fr_FR", "it_IT", "nl_NL", "de_DE", "es_ES", "pl_PL", "la")
 LEAST_VALUES = 6        # a locale whose list is shorter borrows the list of its script
 # locale -> (its share of the records, phone country code)
 LOCALES = {
@@ -125,7 +126,10 @@ class Pools:
 
     @cached_property
     def words(self):
-        return Choices(kept(ORG_WORDS, self.pool), [1] * len(kept(ORG_WORDS, self.pool)))
+        """What firms are called: the usual words, and any word of the dictionaries that Faker has."""
+        found = [*ORG_WORDS, *(word.capitalize() for locale in DICTIONARIES for word in provider("lorem", locale).word_list if len(word) > 3)]
+        found = kept(found, self.pool)
+        return Choices(found, [1.0] * len(found))
 
     @lru_cache(maxsize=None)  # noqa: B019 - a handful of pools live as long as the process
     def country(self, locale):

@@ -1,0 +1,102 @@
+"""Ask about pairs without labels: python src/ask.py '{"name": "Ann Lee", "phone": "5550101"}' '{"full_name": "A. Lee", "phone": "555-0101"}'
+
+Or many: python src/ask.py --pairs pairs.jsonl --out answers.jsonl, one {"record1": {...}, "record2": {...}} a line.
+"""
+
+import argparse
+import json
+import sys
+
+import jsonschema
+
+from common import UserError, existing_file, parse_json, progress, quiet_libraries, read_lines, run, written_whole
+from tasks import DEFAULT, load_task
+
+SHIPPED = "models/steward-mini"
+
+
+def main():
+    args = parse_args()
+    task = load_task(args.task)
+    cases = cases_of(args, task)
+    quiet_libraries()
+    answers = answered(args, task, cases)
+    if args.out:
+        with written_whole(args.out) as file:
+            file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        print(f"{len(answers):,} answers in {args.out}")
+    else:
+        for answer in answers:
+            print(json.dumps(answer, ensure_ascii=False))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs="*", help="two records as JSON")
+    parser.add_argument("--pairs", help="JSON Lines file with one pair a line; - reads standard input")
+    parser.add_argument("--out", help="JSON Lines file to write (default: standard output)")
+    parser.add_argument("--model_path", default=SHIPPED, help=f"model folder (default {SHIPPED}); a trained one is in outputs/<model>-merged")
+    parser.add_argument("--backend", default="hf", help="engine (default hf)")
+    parser.add_argument("--config", help="the model's YAML, for a model that the pipeline did not train")
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+    args = parser.parse_args()
+    if bool(args.pairs) == bool(args.records) or args.records and len(args.records) != 2:
+        raise UserError("give two records as JSON, or --pairs with a file of pairs")
+    return args
+
+
+def cases_of(args, task):
+    """The pairs asked about; every wrong line is named."""
+    if args.records:
+        texts = [(f"record{at}", text) for at, text in enumerate(args.records, 1)]
+        case = {name: parsed(name, text) for name, text in texts}
+        problems = task.module("data").check_case(case)
+        if problems:
+            raise UserError("; ".join(problems))
+        return [case]
+    lines = enumerate(sys.stdin, 1) if args.pairs == "-" else read_lines(existing_file(args.pairs))
+    cases, problems = [], []
+    for number, line in lines:
+        where = f"{args.pairs}:{number}"
+        if isinstance(line, Exception):
+            problems.append(f"{where}: not UTF-8 text")
+        elif line.strip():
+            try:
+                row = parsed(where, line)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            case = row["input"] if isinstance(row, dict) and "input" in row else row
+            cases.append(case)
+            problems += [f"{where}: {problem}" for problem in task.module("data").check_case(case)]
+    if problems:
+        raise UserError(f"{len(problems)} lines are not pairs of records:\n  " + "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""))
+    if not cases:
+        raise UserError(f"{args.pairs}: no pair in it; one {{\"record1\": {{...}}, \"record2\": {{...}}}} a line")
+    return cases
+
+
+def parsed(where, text):
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from error
+
+
+def answered(args, task, cases):
+    """One answer a case, in order, with the verdicts' probabilities; what is not valid JSON says so instead of guessing."""
+    from constrained_decode import load_engine
+    from predict import model_config, parsed_answer
+
+    engine = load_engine(args.backend).load(args.model_path, task, model_config(args))
+    schema, found = jsonschema.Draft202012Validator(task.answer_schema), [None] * len(cases)
+    with progress(len(cases), "pairs", "answers") as bar:
+        for at, answer in engine.answers([task.messages(case) for case in cases]):
+            told = parsed_answer(answer.text, schema) or {"error": "the model's answer is not valid JSON", "raw": answer.text}
+            found[at] = told | {"probabilities": {label: round(share, 4) for label, share in answer.probabilities.items()}}
+            bar.update(1)
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""A generated part inside a file that people write: what stands between `<!-- name:begin -->` and `<!-- name:end -->` is ours."""
+
+import re
+
+from common import UserError, existing_file, write_text
+
+
+def put(path, name, text):
+    """Replace the marked part of a file; what stands around it is kept byte for byte."""
+    before, after = around(path, name)
+    write_text(path, f"{before}{marker(name, 'begin')}\n\n{text}\n\n{marker(name, 'end')}{after}")
+    print(f"the table is in {path}")
+
+
+def around(path, name):
+    """What stands before and after the marked part; an error where there is no such part."""
+    pair = f"{marker(name, 'begin')} and {marker(name, 'end')}"
+    try:
+        # Bytes: reading as text would turn the line ends of another system into ours.
+        text = existing_file(path, f"--into names a file that holds {pair}").read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8, then run again") from error
+    found = list(re.finditer(rf"<!--\s*{name}:(begin|end)\b.*?-->", text, re.S))
+    if [match.group(1) for match in found] != ["begin", "end"]:
+        raise UserError(f"{path}: {len(found)} marker comment(s) found, expected one {pair.replace(' and ', ' and then one ')}; put the pair where the table belongs")
+    return text[:found[0].start()], text[found[1].end():]
+
+
+def marker(name, end):
+    return f"<!-- {name}:{end} -->"

@@ -1,0 +1,66 @@
+"""Tables of the pretraining runs from their manifests: python src/measured_tables.py --runs docs/measured --into README.md
+
+Each run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/evaluate_transfer.py measured with it.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import marked_text
+from common import UserError, read_json, run
+
+# Which setting a run of the ablation changed, in words.
+ARMS = {
+    "base": "all ingredients", "canonical": "records and keys in random order instead of a fixed one", "variety": "three plain schemas instead of thousands",
+    "frequency": "names without frequency weighting", "freetext": "reasonings in free prose instead of structured", "weight": "verdict token weighted 1 instead of 6",
+}
+
+
+def main():
+    args = parse_args()
+    tables = {"pretraining": pretraining_table(args.runs), "ablation": ablation_table(args.runs)}
+    for name, table in tables.items():
+        marked_text.put(args.into, name, table)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("docs/measured"), help="folder of the runs (default docs/measured)")
+    parser.add_argument("--into", type=Path, default=Path("README.md"), help="file with the marker comments (default README.md)")
+    return parser.parse_args()
+
+
+def pretraining_table(folder):
+    """Wall time, speed and held-out scores of each training seed."""
+    runs = [read_json(path) for path in sorted(folder.glob("pretrain_seed*.json"))]
+    if not runs:
+        raise UserError(f"{folder}: no pretrain_seed<n>.json in it; copy the manifests of src/pretrain.py there")
+    lines = ["| seed | pairs | wall time | tokens/s | of the measured matrix rate | held-out accuracy | macro-F1 | log loss | ECE |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for facts in runs:
+        training, held_out = facts["training"], facts["held_out"]
+        lines.append(f"| {facts['plan']['seed']} | {facts['plan']['pairs']:,} | {facts['wall_s']:.0f} s | {training['tokens_per_s']:,} | {training['model_flops_utilisation']:.1%} "
+                     f"| {held_out['accuracy']:.4f} | {held_out['macro_f1']:.4f} | {held_out['log_loss']:.4f} | {held_out['ece']:.4f} |")
+    gpus = sorted({facts["hardware"].get("gpu", "CPU") for facts in runs})
+    return "\n".join(lines) + f"\n\nOne {' or '.join(gpus)} a run; n = {runs[0]['held_out']['rows']:,} held-out synthetic pairs of names, places and words that training never saw."
+
+
+def ablation_table(folder):
+    """What each ingredient is worth: one short run without it."""
+    if not (folder / "ablation_base.json").is_file():
+        raise UserError(f"{folder}: no ablation_base.json in it")
+    lines = ["| run | held-out log loss | mean AP | mean F1 at .5 | best F1 | swapped: verdicts changed | keys shuffled | match lost with a field |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for arm, words in ARMS.items():
+        facts, sets = read_json(folder / f"ablation_{arm}.json"), read_json(folder / f"ablation_{arm}.transfer.json")["sets"]
+        found = [entry["scorers"]["model"] for entry in sets.values()]
+        metric = {name: statistics.mean(one["metrics"][name]["value"] for one in found) for name in ("average_precision", "f1", "best_f1")}
+        moved = {name: statistics.mean(one["robustness"][name][key] for one in found)
+                 for name, key in (("swapped", "changed_pct"), ("shuffled", "changed_pct"), ("field_removed", "lost_pct"))}
+        lines.append(f"| {words} | {facts['held_out']['log_loss']:.3f} | {metric['average_precision']:.4f} | {metric['f1']:.3f} | {metric['best_f1']:.3f} "
+                     f"| {moved['swapped']:.2f} % | {moved['shuffled']:.2f} % | {moved['field_removed']:.2f} % |")
+    rows = sorted({entry["n"] for entry in sets.values()})
+    return "\n".join(lines) + f"\n\n{facts['plan']['pairs']:,} pairs and one seed each; means over {len(sets)} record sets of {' or '.join(f'{n:,}' for n in rows)} pairs."
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,94 @@
+"""The speed report: contenders answer the same rows, ratios are taken within a repeat, and the table shows ratios alone."""
+
+import json
+import sys
+
+import pytest
+
+import make_standin
+import measure_speed
+from common import ROOT, UserError, run
+from measure_speed import BEGIN, END, ratios, speed_table
+from tasks import load_task
+from tasks.crm.synthetic import rows as synthetic_rows
+
+TASK = load_task()
+
+
+def call(*words):
+    """measure_speed.main in this process, as a user calls it; its exit code."""
+    before, sys.argv = sys.argv, ["measure_speed.py", *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run(measure_speed.main)
+    finally:
+        sys.argv = before
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speed")
+    rows = list(synthetic_rows(90, 3))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer, model = make_standin.make([message["content"] for row in rows for message in TASK.messages(row["input"])], seed=1)
+    tokenizer.save_pretrained(folder / "model")
+    model.save_pretrained(folder / "model")
+    config = folder / "model.yaml"
+    config.write_text((ROOT / "configs/standin.yaml").read_text().replace("max_new_tokens: 64", "max_new_tokens: 6"))
+    (folder / "README.md").write_text(f"before\n{BEGIN} old {END}\nafter\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        assert call("--model_path", folder / "model", "--config", config, "--data", folder / "rows.jsonl", "--rows", 7, "--repeats", 3, "--threads", 1,
+                    "--out", folder / "speed.json", "--into", folder / "README.md") == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_every_contender_answers_every_repeat_and_the_texts_are_the_plain_loops(report):
+    facts = json.loads((report / "speed.json").read_text())
+    assert set(facts["seconds_per_pair"]) == set(facts["ratios"]) == set(measure_speed.TITLES)
+    assert all(len(times) == 3 and min(times) > 0 for times in facts["seconds_per_pair"].values())
+    assert facts["same_text_as_plain_one"] == {"plain_batched": 7, "answer_one": 7, "answer_batched": 7}
+    assert (facts["rows"], facts["threads"], facts["boosting"]["rows"], facts["engine"]["device"]) == (7, 1, 90 - 7 - measure_speed.WARM_UP_ROWS, "cpu")
+
+
+@pytest.mark.slow
+def test_the_table_stands_between_the_markers_and_holds_no_time(report):
+    text = (report / "README.md").read_text()
+    assert text.startswith(f"before\n{BEGIN}") and text.endswith(f"{END}\nafter\n") and " old " not in text
+    assert speed_table(report / "speed.json") in text and "1 threads" in text
+    assert not any(unit in text for unit in (" ms", " seconds", "/s"))
+
+
+def test_a_ratio_is_taken_within_its_repeat():
+    seconds = {"plain_one": [4.0, 40.0, 4.0], "answer_one": [2.0, 20.0, 1.0], "boosting_one": [1.0, 10.0, 1.0]}
+    found = ratios(seconds)["answer_one"]
+    assert found["speed_of_plain_loop"] == {"median": 2.0, "least": 2.0, "most": 4.0}
+    assert found["times_of_boosting"] == {"median": 2.0, "least": 1.0, "most": 2.0}
+
+
+def test_no_row_is_answered_and_fitted_on(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in synthetic_rows(100, 3)), encoding="utf-8")
+
+    class Args:
+        data, fit, rows, repeats = path, None, 20, 3
+
+    warm_up, slices, fit_rows = measure_speed.shared_out(Args, TASK)
+    seen = [json.dumps(case) for cases in (warm_up, *slices, [row["input"] for row in fit_rows]) for case in cases]
+    assert len(seen) == 100 == len(set(seen)) and [len(cases) for cases in slices] == [7, 7, 6]
+    Args.rows = 60
+    with pytest.raises(UserError, match="--fit"):
+        measure_speed.shared_out(Args, TASK)
+
+
+def test_wrong_calls_are_answered_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "no_markers.md").write_text("nothing")
+    (tmp_path / "other.json").write_text("{}")
+    for words, said in ((["--data", "x"], "--model_path"), (["--model_path", "m", "--data", "d", "--rows", 2], "rows of its own"),
+                        (["--model_path", "m", "--data", "d", "--threads", 0], "at least 1"),
+                        (["--table", tmp_path / "other.json"], "not a report"),
+                        (["--table", tmp_path / "other.json", "--into", tmp_path / "no_markers.md"], "marker")):
+        assert call(*words) == 2
+        assert said in capsys.readouterr().err
