@@ -82,7 +82,7 @@ ask: $(ENV)
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
-$(D)/manifest.json: src/prepare_splits.py src/near_duplicates.py src/rows.py $(wildcard $(T)/data.py $(T)/synthetic.py) $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
+$(D)/manifest.json: src/prepare_splits.py src/near_duplicates.py src/rows.py $(filter-out $(T)/kpis.py $(T)/classical.py,$(wildcard $(T)/*.py)) $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
 	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(AGAIN) $(TASK_FLAG)
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md src/tasks/__init__.py $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(TASK_FLAG)

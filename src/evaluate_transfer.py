@@ -502,7 +502,8 @@ def run_line(report):
     """Where one run's numbers come from."""
     model, synthetic = report.get("model"), report.get("synthetic")
     who = f"{model['title']} (weights {model['sha256'][:12]}, {model['backend']})" if model else "baselines only"
-    fitted = f"boosting fitted on {synthetic['path']} ({synthetic['sha256'][:12]})" if synthetic else "no synthetic rows"
+    boosted = any("boosting" in facts["scorers"] for facts in report["sets"].values())
+    fitted = f"boosting fitted on {synthetic['path']} ({synthetic['sha256'][:12]})" if synthetic and boosted else "no boosting in this run"
     limit = f"at most {report['limit']:,} rows a set" if report.get("limit") else "all rows"
     return f"{who}; {fitted}; {limit}; seed {report.get('seed')}; commit {(report.get('git_commit') or 'unknown')[:12]}; {report.get('finished', '')}"
 

@@ -19,7 +19,7 @@ ARMS = {
 
 def main():
     args = parse_args()
-    tables = {"pretraining": pretraining_table(args.runs), "ablation": ablation_table(args.runs)}
+    tables = {"pretraining": pretraining_table(args.runs), "ablation": ablation_table(args.runs), "faithful": faithful_table(args.runs)}
     for name, table in tables.items():
         marked_text.put(args.into, name, table)
 
@@ -60,6 +60,25 @@ def ablation_table(folder):
                      f"| {moved['swapped']:.2f} % | {moved['shuffled']:.2f} % | {moved['field_removed']:.2f} % |")
     rows = sorted({entry["n"] for entry in sets.values()})
     return "\n".join(lines) + f"\n\n{facts['plan']['pairs']:,} pairs and one seed each; means over {len(sets)} record sets of {' or '.join(f'{n:,}' for n in rows)} pairs."
+
+
+def faithful_table(folder):
+    """What src/evaluate_kpis.py found in the sentences of the shipped model, one file a set of rows."""
+    paths = sorted(folder.glob("faithful_*.json"))
+    if not paths:
+        raise UserError(f"{folder}: no faithful_<set>.json in it; src/evaluate_kpis.py makes them")
+    lines = ["| rows of | pairs | field statements | true | about fields that neither record has | valid JSON |", "|---|---:|---:|---:|---:|---:|"]
+    for path in paths:
+        kpis = read_json(path)["kpis"]
+        name = path.stem.removeprefix("faithful_").replace("_", " ")
+        lines.append(f"| {name} | {kpis['json_valid_pct']['n']:,} | {kpis['faithful_pct']['n']:,} | {shown(kpis['faithful_pct'])} | {shown(kpis['invented_pct'])} "
+                     f"| {shown(kpis['json_valid_pct'])} |")
+    return "\n".join(lines)
+
+
+def shown(kpi):
+    low, high = kpi["ci95"]
+    return f"{kpi['value']:.2f} % ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

@@ -189,5 +189,8 @@ def test_clean_removes_what_was_made_and_nothing_else(project):
     (project / "outputs" / "notes.txt").write_text("mine")
     make(project, "clean")
     left = {str(path.relative_to(project)) for folder in ("data", "outputs", "reports", "models") for path in (project / folder).rglob("*") if path.is_file()}
+    shipped = {name for name in left if name.startswith("models/steward-mini/")}
+    assert "models/steward-mini/model.safetensors" in shipped
+    left -= shipped
     assert left == {"data/README.md", "data/all.jsonl", "outputs/notes.txt", "reports/model_comparison.md"}
     assert words in comparison.read_text() and "steward:begin" not in comparison.read_text()

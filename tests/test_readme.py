@@ -33,7 +33,7 @@ def run_here(command):
 
 def test_the_readme_shows_the_contract():
     commands = "\n".join(readme_commands())
-    for needed in ("make setup", "make prep", f"make train-{REAL_MODEL}", f"make kpi-{REAL_MODEL}", "make report", "make demo", "make test",
+    for needed in ("make ask", "make setup", "make prep", f"make train-{REAL_MODEL}", f"make kpi-{REAL_MODEL}", "make report", "make demo", "make test",
                    "python src/prepare_splits.py --in data/all.jsonl --out data", "python src/build_prompts.py",
                    f"accelerate launch src/sft_train.py --config configs/{REAL_MODEL}.yaml",
                    f"python src/evaluate_kpis.py --model_path outputs/{REAL_MODEL}-merged --backend hf --schema configs/decoding.jsonschema "
@@ -56,6 +56,11 @@ def test_every_command_runs_word_for_word(tmp_path):
     subprocess.run([sys.executable, "src/synthesize.py", "--rows", "240", "--out", "data/all.jsonl"], cwd=project, check=True, capture_output=True)
     config = project / "configs" / "standin.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 0.2"))
+    (project / "mine.csv").write_text("id,customer,name,city,phone\n" + "".join(
+        f"{at},{at // 2},{'Ann Lee Bob Roe Cy Fox Di Gray'.split()[at // 2 % 4]} {at // 2},Salem {at % 3},555 01{at // 2:02}\n" for at in range(60)))
+    # make would draw 100,000 rows for boosting; a few that are newer than the generator serve here.
+    (project / "reports").mkdir(exist_ok=True)
+    subprocess.run([sys.executable, "src/synthesize.py", "--rows", "400", "--out", "reports/transfer_synthetic.jsonl"], cwd=project, check=True, capture_output=True)
     commands = [command.replace(REAL_MODEL, "standin") for command in readme_commands() if run_here(command)]
     assert len(commands) >= 10
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET

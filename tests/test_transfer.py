@@ -13,11 +13,10 @@ import transfer_baselines
 from common import UserError, run
 from evaluate_transfer import MARK, metrics, transfer_table
 from marked_text import marker
-
-BEGIN, END = marker(MARK, "begin"), marker(MARK, "end")
 from tasks import load_task
 from transfer_baselines import Scored, field_removed, robustness, without_kind
 
+BEGIN, END = marker(MARK, "begin"), marker(MARK, "end")
 ROOT = Path(__file__).resolve().parent.parent
 TASK = load_task()
 LABELS = TASK.labels
