@@ -10,6 +10,8 @@ import sys
 import jsonschema
 
 from common import UserError, existing_file, parse_json, progress, quiet_libraries, read_lines, run, written_whole
+from constrained_decode import load_engine
+from predict import model_config, parsed_answer
 from tasks import DEFAULT, load_task
 
 SHIPPED = "models/steward-mini"
@@ -46,18 +48,22 @@ def parse_args():
 
 
 def cases_of(args, task):
-    """The pairs asked about; every wrong line is named."""
-    if args.records:
-        texts = [(f"record{at}", text) for at, text in enumerate(args.records, 1)]
-        case = {name: parsed(name, text) for name, text in texts}
-        problems = task.module("data").check_case(case)
-        if problems:
-            raise UserError("; ".join(problems))
-        return [case]
-    lines = enumerate(sys.stdin, 1) if args.pairs == "-" else read_lines(existing_file(args.pairs))
+    """The pairs asked about."""
+    if args.pairs:
+        return cases_from_file(args.pairs, task)
+    case = {name: parsed(name, text) for name, text in zip(("record1", "record2"), args.records, strict=True)}
+    problems = task.module("data").check_case(case)
+    if problems:
+        raise UserError("; ".join(problems))
+    return [case]
+
+
+def cases_from_file(pairs, task):
+    """The pairs of a file or of standard input; every wrong line is named."""
+    lines = enumerate(sys.stdin, 1) if pairs == "-" else read_lines(existing_file(pairs))
     cases, problems = [], []
     for number, line in lines:
-        where = f"{args.pairs}:{number}"
+        where = f"{pairs}:{number}"
         if isinstance(line, Exception):
             problems.append(f"{where}: not UTF-8 text")
         elif line.strip():
@@ -70,9 +76,10 @@ def cases_of(args, task):
             cases.append(case)
             problems += [f"{where}: {problem}" for problem in task.module("data").check_case(case)]
     if problems:
-        raise UserError(f"{len(problems)} lines are not pairs of records:\n  " + "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""))
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise UserError(f"{len(problems)} lines are not pairs of records:\n  " + "\n  ".join(problems[:20]) + more)
     if not cases:
-        raise UserError(f"{args.pairs}: no pair in it; one {{\"record1\": {{...}}, \"record2\": {{...}}}} a line")
+        raise UserError(f"{pairs}: no pair in it; one {{\"record1\": {{...}}, \"record2\": {{...}}}} a line")
     return cases
 
 
@@ -85,9 +92,6 @@ def parsed(where, text):
 
 def answered(args, task, cases):
     """One answer a case, in order, with the verdicts' probabilities; what is not valid JSON says so instead of guessing."""
-    from constrained_decode import load_engine
-    from predict import model_config, parsed_answer
-
     engine = load_engine(args.backend).load(args.model_path, task, model_config(args))
     schema, found = jsonschema.Draft202012Validator(task.answer_schema), [None] * len(cases)
     with progress(len(cases), "pairs", "answers") as bar:

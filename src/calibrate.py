@@ -42,6 +42,7 @@ def store(folder, probabilities, labels, names, rows_from):
     if len(labels) < LEAST_ROWS:
         return None
     temperature, before, after = fit_temperature([[row[name] for name in names] for row in probabilities], [names.index(label) for label in labels])
-    facts = {"temperature": round(temperature, 4), "rows": len(labels), "fitted_on": rows_from, "log_loss_before": round(before, 5), "log_loss_after": round(after, 5)}
+    facts = {"temperature": round(temperature, 4), "rows": len(labels), "fitted_on": rows_from,
+             "log_loss_before": round(before, 5), "log_loss_after": round(after, 5)}
     write_json(Path(folder) / FILE, facts)
     return facts

@@ -22,7 +22,8 @@ def around(path, name):
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8, then run again") from error
     found = list(re.finditer(rf"<!--\s*{name}:(begin|end)\b.*?-->", text, re.S))
     if [match.group(1) for match in found] != ["begin", "end"]:
-        raise UserError(f"{path}: {len(found)} marker comment(s) found, expected one {pair.replace(' and ', ' and then one ')}; put the pair where the table belongs")
+        wanted = pair.replace(" and ", " and then one ")
+        raise UserError(f"{path}: {len(found)} marker comment(s) found, expected one {wanted}; put the pair where the table belongs")
     return text[:found[0].start()], text[found[1].end():]
 
 

@@ -12,8 +12,9 @@ from common import UserError, read_json, run
 
 # Which setting a run of the ablation changed, in words.
 ARMS = {
-    "base": "all ingredients", "canonical": "records and keys in random order instead of a fixed one", "variety": "three plain schemas instead of thousands",
-    "frequency": "names without frequency weighting", "freetext": "reasonings in free prose instead of structured", "weight": "verdict token weighted 1 instead of 6",
+    "base": "all ingredients", "canonical": "records and keys in random order instead of a fixed one",
+    "variety": "three plain schemas instead of thousands", "frequency": "names without frequency weighting",
+    "freetext": "reasonings in free prose instead of structured", "weight": "verdict token weighted 1 instead of 6",
 }
 
 
@@ -36,20 +37,22 @@ def pretraining_table(folder):
     runs = [read_json(path) for path in sorted(folder.glob("pretrain_seed*.json"))]
     if not runs:
         raise UserError(f"{folder}: no pretrain_seed<n>.json in it; copy the manifests of src/pretrain.py there")
-    lines = ["| seed | pairs | wall time | tokens/s | of the measured matrix rate | held-out accuracy | macro-F1 | log loss | ECE |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = head("seed", "pairs", "wall time", "tokens/s", "of the measured matrix rate", "held-out accuracy", "macro-F1", "log loss", "ECE")
     for facts in runs:
-        training, held_out = facts["training"], facts["held_out"]
-        lines.append(f"| {facts['plan']['seed']} | {facts['plan']['pairs']:,} | {facts['wall_s']:.0f} s | {training['tokens_per_s']:,} | {training['model_flops_utilisation']:.1%} "
-                     f"| {held_out['accuracy']:.4f} | {held_out['macro_f1']:.4f} | {held_out['log_loss']:.4f} | {held_out['ece']:.4f} |")
+        plan, training, held_out = facts["plan"], facts["training"], facts["held_out"]
+        lines.append(f"| {plan['seed']} | {plan['pairs']:,} | {facts['wall_s']:.0f} s | {training['tokens_per_s']:,} "
+                     f"| {training['model_flops_utilisation']:.1%} | {held_out['accuracy']:.4f} "
+                     f"| {held_out['macro_f1']:.4f} | {held_out['log_loss']:.4f} | {held_out['ece']:.4f} |")
     gpus = sorted({facts["hardware"].get("gpu", "CPU") for facts in runs})
-    return "\n".join(lines) + f"\n\nOne {' or '.join(gpus)} a run; n = {runs[0]['held_out']['rows']:,} held-out synthetic pairs of names, places and words that training never saw."
+    return "\n".join(lines) + (f"\n\nOne {' or '.join(gpus)} a run; n = {runs[0]['held_out']['rows']:,} held-out synthetic pairs "
+                               "of names, places and words that training never saw.")
 
 
 def ablation_table(folder):
     """What each ingredient is worth: one short run without it."""
     if not (folder / "ablation_base.json").is_file():
         raise UserError(f"{folder}: no ablation_base.json in it")
-    lines = ["| run | held-out log loss | mean AP | mean F1 at .5 | best F1 | swapped: verdicts changed | keys shuffled | match lost with a field |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = head("run", "held-out log loss", "mean AP", "mean F1 at .5", "best F1", "swapped: verdicts changed", "keys shuffled", "match lost with a field")
     for arm, words in ARMS.items():
         facts, sets = read_json(folder / f"ablation_{arm}.json"), read_json(folder / f"ablation_{arm}.transfer.json")["sets"]
         found = [entry["scorers"]["model"] for entry in sets.values()]
@@ -58,8 +61,8 @@ def ablation_table(folder):
                  for name, key in (("swapped", "changed_pct"), ("shuffled", "changed_pct"), ("field_removed", "lost_pct"))}
         lines.append(f"| {words} | {facts['held_out']['log_loss']:.3f} | {metric['average_precision']:.4f} | {metric['f1']:.3f} | {metric['best_f1']:.3f} "
                      f"| {moved['swapped']:.2f} % | {moved['shuffled']:.2f} % | {moved['field_removed']:.2f} % |")
-    rows = sorted({entry["n"] for entry in sets.values()})
-    return "\n".join(lines) + f"\n\n{facts['plan']['pairs']:,} pairs and one seed each; means over {len(sets)} record sets of {' or '.join(f'{n:,}' for n in rows)} pairs."
+    sizes = " or ".join(f"{n:,}" for n in sorted({entry["n"] for entry in sets.values()}))
+    return "\n".join(lines) + f"\n\n{facts['plan']['pairs']:,} pairs and one seed each; means over {len(sets)} record sets of {sizes} pairs."
 
 
 def faithful_table(folder):
@@ -67,13 +70,18 @@ def faithful_table(folder):
     paths = sorted(folder.glob("faithful_*.json"))
     if not paths:
         raise UserError(f"{folder}: no faithful_<set>.json in it; src/evaluate_kpis.py makes them")
-    lines = ["| rows of | pairs | field statements | true | about fields that neither record has | valid JSON |", "|---|---:|---:|---:|---:|---:|"]
+    lines = head("rows of", "pairs", "field statements", "true", "about fields that neither record has", "valid JSON")
     for path in paths:
         kpis = read_json(path)["kpis"]
         name = path.stem.removeprefix("faithful_").replace("_", " ")
-        lines.append(f"| {name} | {kpis['json_valid_pct']['n']:,} | {kpis['faithful_pct']['n']:,} | {shown(kpis['faithful_pct'])} | {shown(kpis['invented_pct'])} "
-                     f"| {shown(kpis['json_valid_pct'])} |")
+        lines.append(f"| {name} | {kpis['json_valid_pct']['n']:,} | {kpis['faithful_pct']['n']:,} | {shown(kpis['faithful_pct'])} "
+                     f"| {shown(kpis['invented_pct'])} | {shown(kpis['json_valid_pct'])} |")
     return "\n".join(lines)
+
+
+def head(*columns):
+    """The first two lines of a table: words in the first column, numbers in the others."""
+    return [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
 
 
 def shown(kpi):

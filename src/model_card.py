@@ -3,6 +3,8 @@
 
 def card(facts):
     plan, training, held_out = facts["plan"], facts["training"], facts["held_out"]
+    speed = f"{training['tokens_per_s']:,} tokens/s, {training['model_flops_utilisation']:.1%} of the measured matrix rate"
+    scores = f"accuracy {held_out['accuracy']:.4f}, macro-F1 {held_out['macro_f1']:.4f}, calibration error {held_out['ece']:.4f}"
     return f"""---
 license: mit
 library_name: transformers
@@ -21,8 +23,8 @@ from random weights by `src/pretrain.py`, from nothing but that project's own ge
 | architecture | Qwen3ForCausalLM, {facts["parameters"]:,} parameters, {plan["layers"]} layers, width {plan["width"]}, bfloat16 |
 | tokenizer | its own: byte-level BPE, blind to case and accents, one token a digit |
 | training data | {plan["pairs"]:,} synthetic pairs (seed {plan["seed"]}), {training["tokens"]:,} tokens, each seen once |
-| training | {training["train_s"]:,.0f} s on {hardware_name(facts)}, {training["tokens_per_s"]:,} tokens/s, {training["model_flops_utilisation"]:.1%} of the measured matrix rate |
-| held-out synthetic pairs | accuracy {held_out["accuracy"]:.4f}, macro-F1 {held_out["macro_f1"]:.4f}, calibration error {held_out["ece"]:.4f} (n = {held_out["rows"]:,}) |
+| training | {training["train_s"]:,.0f} s on {hardware_name(facts)}, {speed} |
+| held-out synthetic pairs | {scores} (n = {held_out["rows"]:,}) |
 | calibration | temperature {held_out["temperature"]:.3f}, in `calibration.json` |
 | weights | SHA-256 `{facts["weights_sha256"]}` |
 
@@ -39,7 +41,7 @@ generator mistypes, reformats and rearranges them. No real person's record was u
 - It writes its sentence in lower case after a fixed opening, and is blind to case and accents.
 - `POSSIBLE` follows the project's label policy; another policy needs fine-tuning on one's own labelled rows (`make train-steward_mini`).
 - It was made for people, organisations and places. Products, citations and long free text are outside what it has seen.
-- Records of more than {4096:,} tokens do not fit.
+- Records of more than 4,096 tokens do not fit.
 - A verdict is a recommendation: merges that cannot be undone deserve a person's look.
 
 ## Licence

@@ -12,8 +12,15 @@ import sys
 import time
 from pathlib import Path
 
-from common import Clock, UserError, WorkFailed, progress, quiet_libraries, read_json, run, sha256_file, write_manifest, write_text
+import calibrate
+import model_card
+import packed_attention
+import pretrain_data
+import steward_tokenizer
+from check_model import measured_flops_per_s
+from common import ROOT, Clock, UserError, WorkFailed, progress, quiet_libraries, read_json, run, sha256_file, to_json, write_manifest, write_text
 from config import load_config
+from constrained_decode import hf
 from tasks import DEFAULT, load_task
 
 TOKENIZER_ROWS = 30_000
@@ -22,6 +29,7 @@ HELD_OUT_ROWS, HELD_OUT_SEED = 4_000, 90_002
 CONTEXT = 4_096
 SAY_EVERY = 50          # steps
 WEIGHTS = "model.safetensors"
+CONFIG = ROOT / "configs" / "steward_mini.yaml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +80,17 @@ def parse_args():
 
 
 def with_settings(plan, settings):
-    kinds = {field.name: field.type if isinstance(field.type, str) else field.type.__name__ for field in dataclasses.fields(plan)}
+    """The plan with the values of --set, each read as its setting's type."""
+    kinds = {field.name: field.type for field in dataclasses.fields(plan)}
     values = {}
     for setting in settings:
         key, _, text = setting.partition("=")
         if key not in kinds:
             raise UserError(f"--set {setting}: no setting '{key}'; there is: {', '.join(kinds)}")
         try:
-            values[key] = {"int": int, "float": float, "str": str, "bool": lambda word: {"true": True, "false": False}[word.lower()]}[kinds[key]](text)
+            values[key] = {"true": True, "false": False}[text.lower()] if kinds[key] is bool else kinds[key](text)
         except (ValueError, KeyError):
-            raise UserError(f"--set {setting}: {text!r} is not a value of type {kinds[key]}") from None
+            raise UserError(f"--set {setting}: {text!r} is not a value of type {kinds[key].__name__}") from None
     plan = dataclasses.replace(plan, **values)
     if plan.pairs < 1 or plan.step_tokens < 1024 or plan.width % plan.heads:
         raise UserError("--set: pairs must be at least 1, step_tokens at least 1024, and width a multiple of heads")
@@ -89,6 +98,7 @@ def with_settings(plan, settings):
 
 
 def pretrain(plan, task, out, n_workers):
+    """Tokenizer, weights, temperature, manifest and card, in this order."""
     import torch
 
     clock = Clock()
@@ -103,27 +113,17 @@ def pretrain(plan, task, out, n_workers):
     speed = fit(plan, task, model.to(device), out, n_workers)
     save(model, out)
     scores = held_out_scores(task, out)
-    config = load_config(config_path())
-    write_manifest(out / "manifest.json", clock, config=dataclasses.asdict(config), fingerprint=sha256_file(out / WEIGHTS), task=task.name, plan=dataclasses.asdict(plan),
-                   parameters=n_parameters, training={"method": "from scratch on synthetic pairs", "rows": plan.pairs, **speed},
-                   held_out=scores, weights_sha256=sha256_file(out / WEIGHTS))
+    weights = sha256_file(out / WEIGHTS)
+    write_manifest(out / "manifest.json", clock, config=dataclasses.asdict(load_config(CONFIG)), fingerprint=weights, task=task.name,
+                   plan=dataclasses.asdict(plan), parameters=n_parameters, training={"method": "from scratch on synthetic pairs", "rows": plan.pairs, **speed},
+                   held_out=scores, weights_sha256=weights)
     write_card(out)
     print(f"{out}: held-out accuracy {scores['accuracy']:.4f}, calibration error {scores['ece']:.4f}, temperature {scores['temperature']:.3f}")
 
 
-def config_path():
-    from common import ROOT
-
-    return ROOT / "configs" / "steward_mini.yaml"
-
-
 def make_tokenizer(plan, task, out):
     """Fitted to prompts and answers of the training pool."""
-    import steward_tokenizer
-
     synthetic, canonical = task.module("synthetic"), task.module("data").canonical
-    from common import to_json
-
     texts = (text for row in synthetic.rows(min(TOKENIZER_ROWS, plan.pairs), plan.seed, recipe=synthetic.Recipe(**plan.recipe))
              for text in (to_json(canonical(row["input"])), task.completion(row["output"])))
     tokenizer = steward_tokenizer.train(texts, task)
@@ -134,11 +134,9 @@ def make_tokenizer(plan, task, out):
 def make_model(plan, tokenizer):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    import packed_attention
-
-    size = plan.width // plan.heads
-    config = Qwen3Config(vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=plan.width, num_hidden_layers=plan.layers, num_attention_heads=plan.heads,
-                         num_key_value_heads=plan.heads, head_dim=size, intermediate_size=plan.hidden, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+    config = Qwen3Config(vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=plan.width, num_hidden_layers=plan.layers,
+                         num_attention_heads=plan.heads, num_key_value_heads=plan.heads, head_dim=plan.width // plan.heads,
+                         intermediate_size=plan.hidden, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
                          rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                          pad_token_id=tokenizer.pad_token_id, attention_bias=False)
     model = Qwen3ForCausalLM(config)
@@ -154,8 +152,6 @@ def fit(plan, task, model, out, n_workers):
     """The training loop; how fast it was."""
     import torch
 
-    import pretrain_data
-
     cuda = model.device.type == "cuda"
     source = pretrain_data.Source(task.name, str(out), plan.seed, plan.recipe, plan.bpe_dropout, plan.canonical)
     optimizers = make_optimizers(plan, model, cuda)
@@ -167,23 +163,31 @@ def fit(plan, task, model, out, n_workers):
         for number, (arrays, wait) in enumerate(timed(pretrain_data.steps(source, plan.pairs, plan.step_tokens, n_workers))):
             waited += wait if number > 20 else 0.0
             share = done / plan.pairs
-            batch, weights = to_device(arrays, model.device), loss_weights(plan, share, model.device)
             set_rate(optimizers, plan, share, number)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=cuda):
-                loss, verdict, text = step_loss(model, batch, weights)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            batch, weights = to_device(arrays, model.device), loss_weights(plan, share, model.device)
+            losses, norm = take_step(model, optimizers, step_loss, batch, weights)
             done, tokens = done + arrays["rows"], tokens + arrays["tokens"]
             bar.update(arrays["rows"])
             if number == 20:
                 first = (time.perf_counter(), tokens)
             if number % SAY_EVERY == 0:
-                log.append(said(number, done, loss, verdict, text, norm, start))
+                log.append(said(number, done, losses, norm, start))
                 bar.set_postfix_str(log[-1]["said"])
     return speed_facts(model, plan, first or (start, 0), tokens, number + 1, log) | {"waited_for_pairs_s": round(waited, 1)}
+
+
+def take_step(model, optimizers, step_loss, batch, weights):
+    """One step of every optimizer; the pack's losses and the norm of its gradient."""
+    import torch
+
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+        losses = step_loss(model, batch, weights)
+    losses[0].backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses, norm
 
 
 def timed(items):
@@ -213,6 +217,7 @@ def make_optimizers(plan, model, cuda):
 
 
 def set_rate(optimizers, plan, share, step):
+    """A few steps of warming up, flat for a while, then a cosine; share is how much of the training is done."""
     warm = min(1.0, (step + 1) / plan.warmup_steps)
     fall = 1.0 if share < plan.flat else 0.5 * (1 + math.cos(math.pi * (share - plan.flat) / (1 - plan.flat)))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -229,26 +234,26 @@ def loss_weights(plan, share, device):
 def to_device(arrays, device):
     import torch
 
-    from pretrain_data import LONGEST
-
     batch = {key: torch.from_numpy(arrays[key]).to(device, non_blocking=True) for key in ("ids", "following", "kinds", "positions", "bounds")}
-    return batch | {"longest": LONGEST}
+    return batch | {"longest": pretrain_data.LONGEST}
 
 
 def packed_loss(model, batch, weights):
     """(weighted loss, mean loss of verdicts, mean loss of the sentences) of one pack."""
     import torch
 
-    from pretrain_data import TEXT, VERDICT
-
-    on_gpu = batch["ids"].device.type == "cuda"
-    mask = None if on_gpu else dense_mask(batch["positions"])
-    rows = {"cu_seq_lens_q": batch["bounds"], "cu_seq_lens_k": batch["bounds"], "max_length_q": batch["longest"], "max_length_k": batch["longest"]} if on_gpu else {}
-    hidden = model.model(input_ids=batch["ids"][None], position_ids=batch["positions"][None], attention_mask={"full_attention": mask}, use_cache=False, **rows).last_hidden_state
-    logits = model.lm_head(hidden[0]).float()
+    bounds, longest, mask, rows = batch["bounds"], batch["longest"], None, {}
+    if batch["ids"].device.type == "cuda":
+        rows = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+    else:
+        mask = dense_mask(batch["positions"])
+    found = model.model(input_ids=batch["ids"][None], position_ids=batch["positions"][None], attention_mask={"full_attention": mask},
+                        use_cache=False, **rows)
+    logits = model.lm_head(found.last_hidden_state[0]).float()
     each = torch.nn.functional.cross_entropy(logits, batch["following"], reduction="none")
     weight = weights[batch["kinds"]]
-    means = [(each * (batch["kinds"] == kind)).sum() / (batch["kinds"] == kind).sum().clamp(min=1) for kind in (VERDICT, TEXT)]
+    kinds = (pretrain_data.VERDICT, pretrain_data.TEXT)
+    means = [(each * (batch["kinds"] == kind)).sum() / (batch["kinds"] == kind).sum().clamp(min=1) for kind in kinds]
     return (each * weight).sum() / weight.sum(), means[0].detach(), means[1].detach()
 
 
@@ -261,19 +266,18 @@ def dense_mask(positions):
     return ((row[:, None] == row[None]) & (at[:, None] >= at[None]))[None, None]
 
 
-def said(step, pairs, loss, verdict, text, norm, start):
-    values = {"step": step, "pairs": pairs, "loss": round(loss.item(), 4), "verdict_loss": round(verdict.item(), 4), "text_loss": round(text.item(), 4),
-              "grad_norm": round(float(norm), 3), "seconds": round(time.perf_counter() - start, 1)}
-    if not math.isfinite(values["loss"]):
-        raise WorkFailed(f"the loss is {values['loss']} at step {step}; lower the rate: --set lr=1e-3")
-    return values | {"said": f"loss {values['loss']:.3f}, verdict {values['verdict_loss']:.3f}, text {values['text_loss']:.3f}"}
+def said(step, pairs, losses, norm, start):
+    """A line of the log, and the words of it that the progress bar shows."""
+    loss, verdict, text = (round(one.item(), 4) for one in losses)
+    if not math.isfinite(loss):
+        raise WorkFailed(f"the loss is {loss} at step {step}; lower the rate: --set lr=1e-3")
+    return {"step": step, "pairs": pairs, "loss": loss, "verdict_loss": verdict, "text_loss": text, "grad_norm": round(float(norm), 3),
+            "seconds": round(time.perf_counter() - start, 1), "said": f"loss {loss:.3f}, verdict {verdict:.3f}, text {text:.3f}"}
 
 
 def speed_facts(model, plan, first, tokens, steps, log):
     """Tokens a second without the start-up, and the share of the GPU's measured matrix rate that the model's own operations make."""
     import torch
-
-    from check_model import measured_flops_per_s
 
     seconds = time.perf_counter() - first[0]
     rate = (tokens - first[1]) / max(seconds, 1e-9)
@@ -281,7 +285,8 @@ def speed_facts(model, plan, first, tokens, steps, log):
     peak = measured_flops_per_s()
     return {"steps": steps, "tokens": tokens, "tokens_per_s": round(rate), "train_s": log[-1]["seconds"],
             "flops_per_token": round(flops), "model_flops_utilisation": round(rate * flops / peak, 4), "matrix_flops_per_s": round(peak),
-            "precision": "bfloat16 autocast" if model.device.type == "cuda" else "float32", "log": [{key: entry[key] for key in entry if key != "said"} for entry in log[::4]],
+            "precision": "bfloat16 autocast" if model.device.type == "cuda" else "float32",
+            "log": [{key: entry[key] for key in entry if key != "said"} for entry in log[::4]],
             "peak_gpu_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None}
 
 
@@ -301,10 +306,7 @@ def save(model, out):
 
 def held_out_scores(task, out):
     """Temperature from validation rows, then accuracy and calibration on other rows; both of the held-out pool."""
-    import calibrate
-    from constrained_decode import hf
-
-    config = load_config(config_path())
+    config = load_config(CONFIG)
     (out / calibrate.FILE).unlink(missing_ok=True)
     engine = hf.load(str(out), task, config)
     validation, held_out = (held_out_rows(task, n, seed) for n, seed in ((VALIDATION_ROWS, VALIDATION_SEED), (HELD_OUT_ROWS, HELD_OUT_SEED)))
@@ -328,6 +330,7 @@ def verdicts(engine, task, rows):
 
 
 def scores_of(found, labels, task):
+    """Accuracy, macro-F1, calibration error over ten bins, and log loss."""
     import numpy as np
     from sklearn.metrics import f1_score
 
@@ -341,8 +344,6 @@ def scores_of(found, labels, task):
 
 
 def write_card(out):
-    import model_card
-
     write_text(out / "README.md", model_card.card(read_json(out / "manifest.json")))
 
 

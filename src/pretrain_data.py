@@ -6,7 +6,9 @@ import os
 import zlib
 from dataclasses import dataclass
 
+import steward_tokenizer
 from common import to_json
+from tasks import load_task
 
 BLOCK = 1_024           # pairs made at once by one worker
 NONE, PROMPT, VERDICT, TEXT = range(4)  # what a token's successor is; each has its weight in the loss
@@ -35,9 +37,6 @@ class Encoder:
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
-        import steward_tokenizer
-        from tasks import load_task
-
         self.source, self.task = source, load_task(source.task)
         path = f"{source.tokenizer}/tokenizer.json"
         self.plain, self.varied = Tokenizer.from_file(path), Tokenizer.from_file(path)
@@ -64,7 +63,8 @@ class Encoder:
         rows = list(self.synthetic.rows(n, self.source.seed, start, recipe))
         prompts = [self.prompt(row["input"]) for row in rows]
         half = n // 2
-        encoded = self.varied.encode_batch(prompts[:half], add_special_tokens=False) + self.plain.encode_batch(prompts[half:], add_special_tokens=False)
+        encoded = [*self.varied.encode_batch(prompts[:half], add_special_tokens=False),
+                   *self.plain.encode_batch(prompts[half:], add_special_tokens=False)]
         answers = self.plain.encode_batch([self.task.completion(row["output"]) for row in rows], add_special_tokens=False)
         ids, kinds, lengths = [], [], []
         for prompt, answer in zip((item.ids for item in encoded), (item.ids for item in answers), strict=True):

@@ -23,14 +23,16 @@ def train(texts, task):
     control = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     fixed = fixed_texts(task)
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(fixed), special_tokens=control, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(fixed), special_tokens=control, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in fixed])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, additional_special_tokens=control[2:], chat_template=TEMPLATE,
-                                   clean_up_tokenization_spaces=False, model_max_length=4096)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, additional_special_tokens=control[2:],
+                                   chat_template=TEMPLATE, clean_up_tokenization_spaces=False, model_max_length=4096)
 
 
 def fixed_texts(task):
@@ -51,6 +53,7 @@ def skeleton(task):
 def prompt_parts(tokenizer):
     """The texts around a prompt's JSON, read off the chat template itself."""
     mark = to_json({"mark": 1})
-    text = tokenizer.apply_chat_template([{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": mark}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     before, _, after = text.partition(mark)
     return before, after

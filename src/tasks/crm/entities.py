@@ -12,15 +12,16 @@ from tasks.crm.pools import FREE_MAIL, JOBS, NUMBER_LAST, TRADES, latin
 SHARED_MAILBOXES = "info office sales contact mail admin hello accounts kontakt buero".split()
 FAMILY_GAP = (19, 38)       # years between parent and child
 SUFFIXES = ("Jr", "Sr", "II", "III")
-PERSON_FIELDS = ("first", "middle", "last", "suffix", "gender", "birth", "birthplace", "phone", "email", "number", "street", "unit", "city", "state",
-                 "postal", "country", "company", "job", "tax")
-ORG_FIELDS = ("org", "legal", "agency", "industry", "phone", "email", "website", "number", "street", "unit", "city", "state", "postal", "country", "tax")
 ADDRESS = ("number", "street", "unit", "city", "state", "postal", "country", "era")
+# What blocking brings two people together by; twice what it does more often.
+BLOCKED = ("first", "last", "last", "birth", "birth", "city", "postal", "job", "birthplace", "company", "street", "first", "gender", "state")
+LETTERS = "ABCDEFGHKLMNPRSTW"   # of postal codes
+VOWELS, CONSONANTS = "aeiou", "bcdfghklmnprstvw"
 
 
 @dataclass(frozen=True)
 class Place:
-    """One town: its postal codes and dialling code start alike, as real ones do."""
+    """What goes with a town: how its postal codes and telephone numbers start."""
 
     city: str
     state: str
@@ -29,7 +30,7 @@ class Place:
 
 
 def place(country, city, era):
-    """What goes with a town: its postal codes and dialling code start alike, as real ones do.
+    """One town: its postal codes and dialling code start alike, as real ones do.
 
     Another era gives the same town other ones: there is nothing to learn by heart, only that they agree.
     """
@@ -37,9 +38,6 @@ def place(country, city, era):
     state = country.states[key % len(country.states)] if country.states else ""
     start = LETTERS[key % 16] + LETTERS[key // 16 % 16] + str(1 + key // 256 % 29) if country.locale == "en_GB" else f"{key // 7 % 1000:03d}"
     return Place(city, state, start, str(200 + key // 11 % 780))
-
-
-LETTERS = "ABCDEFGHKLMNPRSTW"
 
 
 def chance(rng, share):
@@ -75,16 +73,19 @@ def invent(value, other, rng):
     return value
 
 
-VOWELS, CONSONANTS = "aeiou", "bcdfghklmnprstvw"
-
-
 def address(rng, country, city=None, era=None):
     era = number(rng, 1, 500) if era is None else era
     where = place(country, city or name_from(rng, country.cities, 0.25), era)
     return {"number": str(number(rng, 1, 99) if country.language in NUMBER_LAST or chance(rng, 0.3) else number(rng, 100, 9999)),
-            "street": (name_from(rng, country.streets, 0.25), one_of(rng, country.street_words)), "era": era, "unit": (str(number(rng, 1, 40)) if chance(rng, 0.7) else country.streets.even(rng)) if chance(rng, 0.25) else "",
-            "city": where.city, "state": where.state, "postal": where.postal + postal_end(rng, country),
-            "country": country.locale[-2:]}
+            "street": (name_from(rng, country.streets, 0.25), one_of(rng, country.street_words)), "era": era, "unit": unit(rng, country),
+            "city": where.city, "state": where.state, "postal": where.postal + postal_end(rng, country), "country": country.locale[-2:]}
+
+
+def unit(rng, country):
+    """The number of a flat or the name of a house, where there is one."""
+    if not chance(rng, 0.25):
+        return ""
+    return str(number(rng, 1, 40)) if chance(rng, 0.7) else country.streets.even(rng)
 
 
 def postal_end(rng, country):
@@ -103,8 +104,8 @@ def phone(rng, country, home=None):
 def email(rng, person):
     first, last = word(person["first"]), word(person["last"])
     year = str(person["birth"][0])
-    local = one_of(rng, (f"{first}.{last}", f"{first[:1]}{last}", f"{first}{last}", f"{first}_{last}", f"{last}.{first}", f"{first}{year[2:]}", f"{last}{digits(rng, 2)}",
-                         f"{first[:1]}.{last}", f"{first}{digits(rng, 3)}"))
+    local = one_of(rng, (f"{first}.{last}", f"{first[:1]}{last}", f"{first}{last}", f"{first}_{last}", f"{last}.{first}", f"{first}{year[2:]}",
+                         f"{last}{digits(rng, 2)}", f"{first[:1]}.{last}", f"{first}{digits(rng, 3)}"))
     domain = mail_domain(person["company"]) if person["company"] and chance(rng, 0.5) else one_of(rng, FREE_MAIL)
     return f"{local}@{domain}"
 
@@ -122,7 +123,7 @@ def mail_domain(company):
 
 
 def company(rng, country):
-    """(name, legal form): words, a surname or letters, mostly with what it does."""
+    """(name, legal form, trade): words, a surname or letters, mostly with what it does."""
     trade = one_of(rng, TRADES)
     kind = rng.random()
     if kind < 0.35:
@@ -133,7 +134,7 @@ def company(rng, country):
     elif kind < 0.58:
         name = f"{country.words.even(rng)} {one_of(rng, ('of', 'and', '&', 'de', 'on', 'for', 'at'))} {country.words.even(rng)}"
     elif kind < 0.66:
-        name = f"{country.cities.even(rng)}" if chance(rng, 0.6) else f"{country.streets.even(rng)} {country.street_words[0]}"
+        name = country.cities.even(rng) if chance(rng, 0.6) else f"{country.streets.even(rng)} {country.street_words[0]}"
     elif kind < 0.71:
         name = country.men.even(rng) + one_of(rng, ("'s", "s", "", " and Sons", " Brothers", "'s Place"))
     elif kind < 0.75:
@@ -151,17 +152,22 @@ def person(rng, country):
     woman = chance(rng, 0.5)
     first_names = country.women if woman else country.men
     where = address(rng, country)
-    name, legal, _ = company(rng, country) if chance(rng, 0.6) else ("", "", None)
+    employer = company(rng, country)[:2] if chance(rng, 0.6) else ""
     entity = {"type": "person", "first": name_from(rng, first_names), "middle": first_names.even(rng) if chance(rng, 0.35) else "",
               "last": name_from(rng, country.last), "suffix": one_of(rng, SUFFIXES) if chance(rng, 0.02) else "", "gender": "F" if woman else "M",
-              "birth": (number(rng, 1925, 2006) if chance(rng, 0.8) else number(rng, 1750, 2020), *((number(rng, 1, 12), number(rng, 1, 28)) if chance(rng, 0.88) else (1, 1))),
-              "birthplace": country.cities.even(rng), **where, "company": (name, legal) if name else "",
-              "job": one_of(rng, JOBS), "tax": digits(rng, number(rng, 7, 11)), "phone": phone(rng, country, where)}
+              "birth": birth_date(rng), "birthplace": country.cities.even(rng), **where, "company": employer, "job": one_of(rng, JOBS),
+              "tax": digits(rng, number(rng, 7, 11)), "phone": phone(rng, country, where)}
     if chance(rng, 0.12):
         entity["last"] = f"{entity['last']}{'-' if chance(rng, 0.5) else ' '}{country.last.even(rng)}"
     if entity["company"] and chance(rng, 0.1):
         return entity | {"email": f"{one_of(rng, SHARED_MAILBOXES)}@{mail_domain(entity['company'])}"}
     return entity | {"email": email(rng, entity)}
+
+
+def birth_date(rng):
+    """(year, month, day); the first of January where only the year is known."""
+    year = number(rng, 1925, 2006) if chance(rng, 0.8) else number(rng, 1750, 2020)
+    return (year, number(rng, 1, 12), number(rng, 1, 28)) if chance(rng, 0.88) else (year, 1, 1)
 
 
 def is_shared(address):
@@ -176,30 +182,43 @@ def organisation(rng, country):
     agency = company(rng, country)[0] if chance(rng, 0.5) else ""
     if agency and chance(rng, 0.25):
         name = f"{agency}{one_of(rng, (' - ', ' ', ': '))}{name}"
-    return {"type": "org", "org": name, "legal": legal, "industry": trade[2], "trade": trade,
-            "agency": agency, "phone": phone(rng, country, where),
+    return {"type": "org", "org": name, "legal": legal, "industry": trade[2], "agency": agency, "phone": phone(rng, country, where),
             "email": f"{mailbox}@{site}", "website": site, **where, "tax": digits(rng, number(rng, 8, 12))}
 
 
 def updated(entity, rng, country):
-    """The same entity later, or asked again: moved, another number, another job, married, another birth date given."""
-    entity = dict(entity)
+    """The same entity later, or asked again."""
+    return (updated_organisation if entity["type"] == "org" else updated_person)(dict(entity), rng, country)
+
+
+def updated_organisation(entity, rng, country):
+    """Moved, another number, another name, agency or trade."""
     change = rng.random()
-    if entity["type"] == "org":
-        if change < 0.5:
-            entity |= address(rng, country, *((entity["city"], entity["era"]) if chance(rng, 0.7) else ()))
-        if change > 0.4:
-            entity["phone"] = phone(rng, country, entity)
-        if change > 0.92:
-            entity["org"] = company(rng, country)[0]
-        elif change > 0.84 and entity["agency"]:
-            entity["org"] = f"{entity['agency']} - {entity['org']}" if entity["agency"] not in entity["org"] else entity["org"].removeprefix(entity["agency"]).strip(" -:") or entity["org"]
-        elif change > 0.7:
-            entity |= {"industry": one_of(rng, TRADES)[2], "agency": company(rng, country)[0]}
-        return entity
+    if change < 0.5:
+        entity |= address(rng, country, *((entity["city"], entity["era"]) if chance(rng, 0.7) else ()))
+    if change > 0.4:
+        entity["phone"] = phone(rng, country, entity)
+    if change > 0.92:
+        entity["org"] = company(rng, country)[0]
+    elif change > 0.84 and entity["agency"]:
+        entity["org"] = with_or_without(entity["agency"], entity["org"])
+    elif change > 0.7:
+        entity |= {"industry": one_of(rng, TRADES)[2], "agency": company(rng, country)[0]}
+    return entity
+
+
+def with_or_without(agency, name):
+    """The name after its agency's, or no longer so where it was."""
+    return name.removeprefix(agency).strip(" -:") or name if agency in name else f"{agency} - {name}"
+
+
+def updated_person(entity, rng, country):
+    """Moved, another number, another job, married, another birth date given."""
+    change = rng.random()
     if chance(rng, 0.3):
         year, month, day = entity["birth"]
-        entity["birth"] = (year + number(rng, -9, 9) if chance(rng, 0.5) else year, min(12, max(1, month + number(rng, -3, 3))), min(28, max(1, day + number(rng, -9, 9))))
+        entity["birth"] = (year + number(rng, -9, 9) if chance(rng, 0.5) else year, min(12, max(1, month + number(rng, -3, 3))),
+                           min(28, max(1, day + number(rng, -9, 9))))
     if change < 0.4:
         entity |= address(rng, country, *((entity["city"], entity["era"]) if chance(rng, 0.4) else ()))
     if 0.3 < change < 0.6:
@@ -222,70 +241,116 @@ def look_alike(entity, rng, country):
 
 def other_person(entity, rng, country):
     other = person(rng, country)
-    kind = rng.random()
-    if kind < 0.10:      # namesake, sometimes in the same town, firm or trade
-        other |= shared(entity, "first", "last", "gender", *(("middle",) if chance(rng, 0.3) else ()))
-        other |= shared(entity, *one_of(rng, ((), ("city", "state"), ("company",), ("job",), ("country", "birthplace"), ("city", "state", "postal"))))
-    elif kind < 0.20:    # household: spouse, sibling, twin
-        other |= shared(entity, "last", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()), *(("email",) if chance(rng, 0.15) else ()))
-        if chance(rng, 0.25):
-            other["birth"] = entity["birth"]
-        if chance(rng, 0.2) and entity["first"]:
-            other["first"] = entity["first"][:1] + other["first"][1:]
-    elif kind < 0.27:    # parent and child of one name
-        years = number(rng, *FAMILY_GAP)
-        birth = entity["birth"]
-        other |= shared(entity, "first", "last", "gender", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()))
-        other |= {"birth": (birth[0] + years, other["birth"][1], other["birth"][2]), "suffix": "Jr" if chance(rng, 0.7) else "", "middle": one_of(rng, (entity["middle"], ""))}
-    elif kind < 0.36:    # colleagues, the switchboard's number, the shared mailbox
-        other |= shared(entity, "company", *(("phone",) if chance(rng, 0.5) else ()), *(ADDRESS if chance(rng, 0.5) else ()))
-        if is_shared(entity["email"]):
-            other["email"] = entity["email"]
-        if chance(rng, 0.2):
-            other |= shared(entity, one_of(rng, ("first", "last")))
-    elif kind < 0.48:    # names alike to the eye
-        other["last"] = misspelt(entity["last"], rng)
-        other |= shared(entity, "gender", *one_of(rng, ((), ("first",), ("city", "state"), ("birth",), ("first", "city", "state"))))
-    else:                # what blocking brings together: any few fields agree
-        fields = rng.sample(BLOCKED, number(rng, 1, 4))
-        other |= shared(entity, *fields)
-        if "postal" in fields:
-            other |= shared(entity, "city", "state")
-        if chance(rng, 0.25):
-            other["birth"] = near_date(entity["birth"], rng)
-        if chance(rng, 0.2):
-            other["first"] = entity["first"][:1] + other["first"][1:].lower()
-        if "first" in fields:
-            other["gender"] = entity["gender"]
+    make_alike = by_share(rng, PEOPLE_ALIKE)
+    make_alike(other, entity, rng)
     return other
-
-
-BLOCKED = ("first", "last", "last", "birth", "birth", "city", "postal", "job", "birthplace", "company", "street", "first", "gender", "state")
 
 
 def other_organisation(entity, rng, country):
     other = organisation(rng, country)
-    kind = rng.random()
-    if kind < 0.25:      # another branch of the chain
-        other |= shared(entity, "org", "legal", "industry", "trade", "agency", "website", *(("email",) if chance(rng, 0.3) else ()),
-                        *(("phone",) if chance(rng, 0.3) else ()), *(("city", "state") if chance(rng, 0.5) else ()), *(("postal",) if chance(rng, 0.3) else ()))
-        if chance(rng, 0.2):
-            other["org"] = f"{entity['org']} {one_of(rng, ('2', 'II', 'North', 'West', 'Downtown', other['city']))}"
-    elif kind < 0.35:    # parent and subsidiary
-        stem = entity["org"].rsplit(" ", 1)[0]
-        other |= {"org": f"{stem} {one_of(rng, ('Holding', 'Group', 'International', 'Services', 'Capital', 'Logistics'))}"} | shared(entity, "website", "country")
-        other |= shared(entity, *(ADDRESS if chance(rng, 0.4) else ("city", "state")), *(("phone",) if chance(rng, 0.3) else ()))
-    elif kind < 0.5:     # next door, or in the same house
-        other |= shared(entity, "street", "city", "state", "postal", "country", *(("number",) if chance(rng, 0.4) else ()), *(("industry",) if chance(rng, 0.4) else ()))
-    elif kind < 0.72:    # one word of the name in common
-        mine, theirs = entity["org"].split(), other["org"].split()
-        other["org"] = " ".join([*mine[:-1], theirs[-1]] if chance(rng, 0.5) else [theirs[0], *mine[1:]])
-        other |= shared(entity, *one_of(rng, (("city", "state"), ("industry",), ("city", "state", "industry"), ("city", "state", "postal", "agency"), ("street", "city"))))
-    elif kind < 0.82:    # one operator: its telephone stands at all its sites
-        other |= shared(entity, "agency", "website", "email", *(("phone",) if chance(rng, 0.6) else ()), "city", "state")
-    else:
-        other |= shared(entity, *rng.sample(("city", "state", "postal", "industry", "agency", "street", "country"), number(rng, 1, 3)))
+    make_alike = by_share(rng, ORGANISATIONS_ALIKE)
+    make_alike(other, entity, rng)
     return other
+
+
+def by_share(rng, kinds):
+    """One of [(the share of it and those before it, kind)]."""
+    at = rng.random()
+    return next(kind for upto, kind in kinds if at < upto)
+
+
+def namesake(other, entity, rng):
+    """One name, sometimes in the same town, firm or trade."""
+    other |= shared(entity, "first", "last", "gender", *(("middle",) if chance(rng, 0.3) else ()))
+    other |= shared(entity, *one_of(rng, ((), ("city", "state"), ("company",), ("job",), ("country", "birthplace"), ("city", "state", "postal"))))
+
+
+def household(other, entity, rng):
+    """Spouse, sibling, twin."""
+    other |= shared(entity, "last", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()), *(("email",) if chance(rng, 0.15) else ()))
+    if chance(rng, 0.25):
+        other["birth"] = entity["birth"]
+    if chance(rng, 0.2) and entity["first"]:
+        other["first"] = entity["first"][:1] + other["first"][1:]
+
+
+def child(other, entity, rng):
+    """Parent and child of one name."""
+    year = entity["birth"][0] + number(rng, *FAMILY_GAP)
+    other |= shared(entity, "first", "last", "gender", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()))
+    other |= {"birth": (year, *other["birth"][1:]), "suffix": "Jr" if chance(rng, 0.7) else "", "middle": one_of(rng, (entity["middle"], ""))}
+
+
+def colleague(other, entity, rng):
+    """One firm, the switchboard's number, the shared mailbox."""
+    other |= shared(entity, "company", *(("phone",) if chance(rng, 0.5) else ()), *(ADDRESS if chance(rng, 0.5) else ()))
+    if is_shared(entity["email"]):
+        other["email"] = entity["email"]
+    if chance(rng, 0.2):
+        other |= shared(entity, one_of(rng, ("first", "last")))
+
+
+def near_namesake(other, entity, rng):
+    """Names alike to the eye."""
+    other["last"] = misspelt(entity["last"], rng)
+    other |= shared(entity, "gender", *one_of(rng, ((), ("first",), ("city", "state"), ("birth",), ("first", "city", "state"))))
+
+
+def blocked_person(other, entity, rng):
+    """What blocking brings together: any few fields agree."""
+    fields = rng.sample(BLOCKED, number(rng, 1, 4))
+    other |= shared(entity, *fields)
+    if "postal" in fields:
+        other |= shared(entity, "city", "state")
+    if chance(rng, 0.25):
+        other["birth"] = near_date(entity["birth"], rng)
+    if chance(rng, 0.2):
+        other["first"] = entity["first"][:1] + other["first"][1:].lower()
+    if "first" in fields:
+        other["gender"] = entity["gender"]
+
+
+def branch(other, entity, rng):
+    """Another branch of the chain."""
+    other |= shared(entity, "org", "legal", "industry", "agency", "website", *(("email",) if chance(rng, 0.3) else ()),
+                    *(("phone",) if chance(rng, 0.3) else ()), *(("city", "state") if chance(rng, 0.5) else ()), *(("postal",) if chance(rng, 0.3) else ()))
+    if chance(rng, 0.2):
+        other["org"] = f"{entity['org']} {one_of(rng, ('2', 'II', 'North', 'West', 'Downtown', other['city']))}"
+
+
+def subsidiary(other, entity, rng):
+    """Parent and subsidiary."""
+    kind = one_of(rng, ("Holding", "Group", "International", "Services", "Capital", "Logistics"))
+    other |= {"org": f"{entity['org'].rsplit(' ', 1)[0]} {kind}"} | shared(entity, "website", "country")
+    other |= shared(entity, *(ADDRESS if chance(rng, 0.4) else ("city", "state")), *(("phone",) if chance(rng, 0.3) else ()))
+
+
+def neighbour(other, entity, rng):
+    """Next door, or in the same house."""
+    other |= shared(entity, "street", "city", "state", "postal", "country", *(("number",) if chance(rng, 0.4) else ()),
+                    *(("industry",) if chance(rng, 0.4) else ()))
+
+
+def near_name(other, entity, rng):
+    """The names differ in one word or have one in common."""
+    mine, theirs = entity["org"].split(), other["org"].split()
+    other["org"] = " ".join([*mine[:-1], theirs[-1]] if chance(rng, 0.5) else [theirs[0], *mine[1:]])
+    other |= shared(entity, *one_of(rng, (("city", "state"), ("industry",), ("city", "state", "industry"), ("city", "state", "postal", "agency"),
+                                          ("street", "city"))))
+
+
+def other_site(other, entity, rng):
+    """One operator: its telephone stands at all its sites."""
+    other |= shared(entity, "agency", "website", "email", *(("phone",) if chance(rng, 0.6) else ()), "city", "state")
+
+
+def blocked_organisation(other, entity, rng):
+    """What blocking brings together: any few fields agree."""
+    other |= shared(entity, *rng.sample(("city", "state", "postal", "industry", "agency", "street", "country"), number(rng, 1, 3)))
+
+
+PEOPLE_ALIKE = ((0.10, namesake), (0.20, household), (0.27, child), (0.36, colleague), (0.48, near_namesake), (1.0, blocked_person))
+ORGANISATIONS_ALIKE = ((0.25, branch), (0.35, subsidiary), (0.5, neighbour), (0.72, near_name), (0.82, other_site), (1.0, blocked_organisation))
 
 
 def shared(entity, *fields):
@@ -294,7 +359,8 @@ def shared(entity, *fields):
 
 def misspelt(name, rng):
     """Another real name one letter away, as Smith and Smyth, Meier and Meyer."""
-    swaps = [("i", "y"), ("e", "a"), ("o", "u"), ("ss", "s"), ("ck", "k"), ("th", "t"), ("n", "nn"), ("er", "ers"), ("son", "sen"), ("v", "w"), ("c", "k"), ("m", "n")]
+    swaps = [("i", "y"), ("e", "a"), ("o", "u"), ("ss", "s"), ("ck", "k"), ("th", "t"), ("n", "nn"), ("er", "ers"), ("son", "sen"), ("v", "w"),
+             ("c", "k"), ("m", "n")]
     for old, new in rng.sample(swaps, 4):
         if old in name[1:]:
             return name[0] + name[1:].replace(old, new, 1)
@@ -304,4 +370,5 @@ def misspelt(name, rng):
 def near_date(birth, rng):
     """Another day in the same month, month or year: two people, not a slip."""
     year, month, day = birth
-    return one_of(rng, ((year, month, number(rng, 1, 28)), (year, number(rng, 1, 12), day), (year + number(rng, 1, 9), month, day), (year, number(rng, 1, 12), number(rng, 1, 28)), (year, 1, 1)))
+    return one_of(rng, ((year, month, number(rng, 1, 28)), (year, number(rng, 1, 12), day), (year + number(rng, 1, 9), month, day),
+                        (year, number(rng, 1, 12), number(rng, 1, 28)), (year, 1, 1)))

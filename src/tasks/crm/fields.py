@@ -50,7 +50,8 @@ NOTHING = frozenset(("", "n/a", "na", "-", "--", "none", "null", "nan", "unknown
 NUMBERS = frozenset(("phone", "postal_code", "tax_id", "birth_date", "house_number"))
 HELD_WITHIN = frozenset(("street", "company", "name"))  # a longer form holds the shorter one whole
 NUMBERED = re.compile(r"\d$")      # Attribute_2, col7: a key that names nothing
-TELLTALE = [("email", re.compile(r"[^@\s]+@[^@\s]+$")), ("birth_date", re.compile(r"(?:\d{1,2}[-./]\d{1,2}[-./](?:1[5-9]|20)\d\d|(?:1[5-9]|20)\d\d[-./]\d\d[-./]\d\d)$")),
+TELLTALE = [("email", re.compile(r"[^@\s]+@[^@\s]+$")),
+            ("birth_date", re.compile(r"(?:\d{1,2}[-./]\d{1,2}[-./](?:1[5-9]|20)\d\d|(?:1[5-9]|20)\d\d[-./]\d\d[-./]\d\d)$")),
             ("website", re.compile(r"(?:https?://|www\.)\S+$")), ("phone", re.compile(r"\+?[\d ().\-/]{7,}$"))]
 NAME_PARTS = ("first_name", "last_name")
 MONTHS = frozenset(f"{month:02}" for month in range(1, 13))

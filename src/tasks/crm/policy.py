@@ -16,8 +16,9 @@ POINTS = {
 SHARED_MAILBOX = 1.5        # an info@ or office@ address is many people's
 MARRIED = -1.5              # another surname where first name and birth date agree
 # What agrees within one group is mostly one piece of evidence; a DUPLICATE needs two groups.
-GROUP = {"first": "name", "middle": "name", "last": "name", "org": "name", "suffix": "name", "street": "place", "unit": "place", "postal": "place", "city": "place",
-         "state": "place", "country": "place", "email": "contact", "phone": "contact", "website": "contact", "birth": "birth", "birthplace": "birth"}
+GROUP = {"first": "name", "middle": "name", "last": "name", "org": "name", "suffix": "name", "street": "place", "unit": "place", "postal": "place",
+         "city": "place", "state": "place", "country": "place",
+         "email": "contact", "phone": "contact", "website": "contact", "birth": "birth", "birthplace": "birth"}
 CONTRADICTIONS = ("birth", "suffix", "tax", "org")
 SITE = "org"                # what stands at another address is another site: an organisation that may have moved is for review
 STREET_COVERS = {"postal": 0.5, "city": 0.3, "state": 0.0}   # a shared street implies the town

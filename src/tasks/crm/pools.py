@@ -11,10 +11,12 @@ import re
 import zlib
 from bisect import bisect
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import accumulate
 from math import log10
 from pathlib import Path
+
+from anyascii import anyascii
 
 from common import UserError
 
@@ -66,18 +68,20 @@ High School|HS|education;Academy|Acad|education;Child Care Center|Daycare|early 
 Learning Center|Learning Ctr|early childhood;Preschool|Pre-School|early childhood;Nursery School|Nursery|early childhood;Head Start|HS|early childhood
 Family Center|Family Ctr|social services;Community Center|Comm Ctr|social services;Youth Services|Youth Svcs|social services;Church|Ch.|religious
 Foundation|Fdn|non-profit;Association|Assn|non-profit;Museum|Mus.|culture;Theatre|Theater|culture;Gallery|Gal.|culture;Fitness Club|Fitness|leisure
-Salon|Hair Salon|beauty;Spa|Day Spa|beauty;Realty|Real Estate|real estate;Properties|Props|real estate;Security|Sec|services;Cleaning Services|Cleaning|services
+Salon|Hair Salon|beauty;Spa|Day Spa|beauty;Realty|Real Estate|real estate;Properties|Props|real estate;Security|Sec|services
+Cleaning Services|Cleaning|services
 """.replace("\n", ";").split(";") if line]
 LEGAL = {"en": "Inc|Incorporated|LLC|L.L.C.|Ltd|Limited|Corp|Corporation|Co|Company|PLC|LLP|Pty Ltd", "de": "GmbH|AG|KG|GmbH & Co. KG|e.K.|UG",
          "fr": "SA|SARL|SAS|S.A.R.L.", "es": "S.A.|S.L.|SL|SA de CV", "it": "S.p.A.|SRL|S.r.l.|SpA", "nl": "B.V.|BV|N.V.", "pl": "Sp. z o.o.|S.A.",
          "sv": "AB|Aktiebolag", "fi": "Oy|Oyj", "da": "A/S|ApS", "no": "AS|ASA", "ru": "ООО|ОАО|ЗАО", "uk": "ТОВ", "ja": "KK|株式会社", "pt": "Ltda|S.A.|Lda",
          "cs": "s.r.o.|a.s.", "tr": "A.Ş.|Ltd. Şti.", "hu": "Kft.|Zrt.", "ro": "SRL|SA"}
 FREE_MAIL = "gmail.com yahoo.com outlook.com hotmail.com icloud.com aol.com gmx.de web.de orange.fr libero.it mail.ru yandex.ru proton.me live.com".split()
-JOBS = ("Sales Manager|Sales Mgr;Chief Executive Officer|CEO;Chief Financial Officer|CFO;Chief Technology Officer|CTO;Vice President|VP;Account Manager|Account Mgr"
-        ";Director of Marketing|Marketing Director;Head of Purchasing|Purchasing Manager;Software Engineer|Software Developer;Office Manager|Office Mgr"
-        ";Human Resources Manager|HR Manager;Assistant|Asst.;Accountant|Bookkeeper;Project Manager|PM;Senior Consultant|Sr. Consultant;Owner|Proprietor"
-        ";Teacher|Schoolteacher;Physician|Doctor;Lawyer|Attorney;Painter|Artist;Writer|Author;Politician|Statesman;Engineer|Eng.;Journalist|Reporter"
-        ";Clergyman|Priest;Soldier|Military officer;Farmer|Agriculturist;Merchant|Trader;Nurse|Registered Nurse;Composer|Musician").split(";")
+JOBS = ("Sales Manager|Sales Mgr;Chief Executive Officer|CEO;Chief Financial Officer|CFO;Chief Technology Officer|CTO;Vice President|VP"
+        ";Account Manager|Account Mgr;Director of Marketing|Marketing Director;Head of Purchasing|Purchasing Manager;Software Engineer|Software Developer"
+        ";Office Manager|Office Mgr;Human Resources Manager|HR Manager;Assistant|Asst.;Accountant|Bookkeeper;Project Manager|PM"
+        ";Senior Consultant|Sr. Consultant;Owner|Proprietor;Teacher|Schoolteacher;Physician|Doctor;Lawyer|Attorney;Painter|Artist;Writer|Author"
+        ";Politician|Statesman;Engineer|Eng.;Journalist|Reporter;Clergyman|Priest;Soldier|Military officer;Farmer|Agriculturist;Merchant|Trader"
+        ";Nurse|Registered Nurse;Composer|Musician").split(";")
 
 
 class Choices:
@@ -131,7 +135,7 @@ class Pools:
         found = kept(found, self.pool)
         return Choices(found, [1.0] * len(found))
 
-    @lru_cache(maxsize=None)  # noqa: B019 - a handful of pools live as long as the process
+    @cache  # noqa: B019 - a handful of pools live as long as the process
     def country(self, locale):
         _, code = LOCALES[locale]
         language = locale[:2]
@@ -196,7 +200,8 @@ def cities(places, last, pool):
         rng = random.Random(1)
         plain = [name for name in last.values if name.isalpha()][:400] or ["Salem"]
         fronts = ["", "", "", "North ", "West ", "New ", "Lake ", "Port ", "St. ", "Mount "]
-        found += [f"{rng.choice(fronts)}{rng.choice(plain)}{rng.choice(endings)}" if rng.random() < 0.7 else f"{rng.choice(fronts)}{rng.choice(plain)}" for _ in range(500)]
+        found += [f"{rng.choice(fronts)}{rng.choice(plain)}{rng.choice(endings)}" if rng.random() < 0.7 else f"{rng.choice(fronts)}{rng.choice(plain)}"
+                  for _ in range(500)]
     return kept(found[:3000], pool)
 
 
@@ -208,8 +213,8 @@ def streets(places, last, pool):
                "South West East Union Market School Prospect Highland Jefferson Lincoln Franklin Victoria King Queen Chestnut Walnut Sunset "
                "Broadway Ashland Pulaski Halsted Wilshire Beverly Melrose Vine Grand Ocean Pacific Mission Valencia").split()
     numbered = [f"{n}{'th' if 10 < n % 100 < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}" for n in range(1, 120)]
-    latin = all(name.isascii() for name in last.values[:20])
-    return kept([*own[:900], *(scenery + numbered if latin and not own else []), *last.values[:400]], pool)
+    in_latin = all(name.isascii() for name in last.values[:20])
+    return kept([*own[:900], *(scenery + numbered if in_latin and not own else []), *last.values[:400]], pool)
 
 
 def states(places):
@@ -235,6 +240,4 @@ def csv_rows(path):
 @lru_cache(maxsize=50_000)
 def latin(text):
     """The text in plain Latin letters, as a foreign colleague would type it."""
-    from anyascii import anyascii
-
     return re.sub(r"\s+", " ", anyascii(text)).strip()

@@ -12,6 +12,10 @@ UNSAID = {"DUPLICATE": "the same values stand under other keys", "POSSIBLE": "to
 MOST_FIELDS = 3     # of one relation
 MOST_CLAUSES = 3
 LONGEST_KEY = 24    # characters; a longer key of no known kind would fill the sentence
+# The fields that decide most come first in a sentence.
+TELLING = {kind: at for at, kind in enumerate(
+    "tax_id email phone birth_date name company first_name last_name street postal_code website city middle_name house_number "
+    "job_title agency birth_place industry unit gender state country".split())}
 
 
 def reasoning(label, case):
@@ -27,9 +31,3 @@ def reasoning(label, case):
 def clause(words, relation):
     listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
     return f"{listed} {VERBS[relation][len(words) == 1]}"
-
-
-# The fields that decide most come first in a sentence.
-TELLING = {kind: at for at, kind in enumerate(
-    "tax_id email phone birth_date name company first_name last_name street postal_code website city middle_name house_number "
-    "job_title agency birth_place industry unit gender state country".split())}

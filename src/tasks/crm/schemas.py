@@ -14,20 +14,33 @@ N_SCHEMAS = 6_000
 ANONYMOUS = (("Attribute_{}", 1), ("col{}", 0), ("field_{}", 1), ("c{}", 1), ("Spalte {}", 1), ("value{}", 0), ("f{}", 0))
 # slot -> (the kind whose names its key takes, the fields that it shows)
 SLOTS = {
-    "full": ("name", ("first", "middle", "last", "suffix")), "full_short": ("name", ("first", "last", "suffix")), "last_first": ("name", ("last", "first", "middle")),
-    "first": ("first_name", ("first",)), "first_middle": ("first_name", ("first", "middle")), "middle": ("middle_name", ("middle",)),
-    "last": ("last_name", ("last", "suffix")), "birth": ("birth_date", ("birth",)), "gender": ("gender", ("gender",)), "birthplace": ("birth_place", ("birthplace",)),
-    "job": ("job_title", ("job",)), "company": ("company", ("company",)), "email": ("email", ("email",)), "phone": ("phone", ("phone",)), "tax": ("tax_id", ("tax",)),
-    "street": ("street", ("street",)), "street_unit": ("street", ("street", "unit")), "house": ("house_number", ("house",)), "street_name": ("street", ("street_name",)),
-    "unit": ("unit", ("unit",)), "city": ("city", ("city",)), "state": ("state", ("state",)), "postal": ("postal_code", ("postal",)), "country": ("country", ("country",)),
-    "one_line": ("street", ("street", "city", "postal")), "postal_city": ("city", ("postal", "city")), "org": ("company", ("org",)), "org_name": ("name", ("org",)),
-    "agency": ("agency", ("agency",)), "industry": ("industry", ("industry",)), "website": ("website", ("website",)), "note": ("note", ("note",)),
+    "full": ("name", ("first", "middle", "last", "suffix")), "full_short": ("name", ("first", "last", "suffix")),
+    "last_first": ("name", ("last", "first", "middle")), "first": ("first_name", ("first",)), "first_middle": ("first_name", ("first", "middle")),
+    "middle": ("middle_name", ("middle",)), "last": ("last_name", ("last", "suffix")), "birth": ("birth_date", ("birth",)),
+    "gender": ("gender", ("gender",)), "birthplace": ("birth_place", ("birthplace",)), "job": ("job_title", ("job",)),
+    "company": ("company", ("company",)), "email": ("email", ("email",)), "phone": ("phone", ("phone",)), "tax": ("tax_id", ("tax",)),
+    "street": ("street", ("street",)), "street_unit": ("street", ("street", "unit")), "house": ("house_number", ("house",)),
+    "street_name": ("street", ("street_name",)), "unit": ("unit", ("unit",)), "city": ("city", ("city",)), "state": ("state", ("state",)),
+    "postal": ("postal_code", ("postal",)), "country": ("country", ("country",)), "one_line": ("street", ("street", "city", "postal")),
+    "postal_city": ("city", ("postal", "city")), "org": ("company", ("org",)), "org_name": ("name", ("org",)), "agency": ("agency", ("agency",)),
+    "industry": ("industry", ("industry",)), "website": ("website", ("website",)), "note": ("note", ("note",)),
 }
+# Slots that stand together -> how many in a hundred systems have just these.
+NAME_LAYOUTS = {"first last": 40, "first middle last": 8, "full": 18, "full_short": 12, "last_first": 6, "first_middle last": 6, "full_short first last": 10}
+ADDRESS_LAYOUTS = {
+    "street city postal": 18, "street city": 12, "street_unit city state postal": 10, "house street_name unit city postal state": 10,
+    "house street_name city postal": 5, "one_line": 8, "street postal_city": 5, "street postal": 7, "city state": 7,
+    "street unit city state postal": 8, "postal": 4, "city": 8,
+}
+# slot -> the share of the systems that have it
+PERSON_SHARES = {"birth": 0.5, "gender": 0.25, "birthplace": 0.14, "job": 0.25, "company": 0.4, "email": 0.55, "phone": 0.55, "tax": 0.06}
+ORG_SHARES = {"phone": 0.7, "email": 0.35, "website": 0.35, "industry": 0.4, "agency": 0.2, "tax": 0.08}
 NOTE_NAMES = "notes|note|comments|description|remarks|memo|Bemerkung"
 ADDRESS_SLOTS = frozenset("street street_unit house street_name unit city state postal country one_line postal_city".split())
 NAME_SLOTS = frozenset("full full_short last_first first first_middle middle last".split())
 GROUPS = (("address", ADDRESS_SLOTS), ("name", NAME_SLOTS), ("contact", frozenset(("email", "phone", "website"))))
-GROUP_KEYS = {"address": ("address", "location", "Address", "MailingAddress", "adresse"), "name": ("name", "person", "Name", "contact"), "contact": ("contact", "Contact", "communication")}
+GROUP_KEYS = {"address": ("address", "location", "Address", "MailingAddress", "adresse"), "name": ("name", "person", "Name", "contact"),
+              "contact": ("contact", "Contact", "communication")}
 JOINERS = {"one_line": ", ", "last_first": ", "}
 
 
@@ -67,39 +80,31 @@ def schema(kind, index, variety=True):
     slots = person_slots(rng) if kind == "person" else org_slots(rng)
     keys = key_names(slots, rng, variety)
     rows = tuple((slot, SLOTS[slot][1], path, JOINERS.get(slot, " ")) for slot, path in zip(slots, keys, strict=True))
-    return Schema(rows, style_choices(rng), tuple(dict.fromkeys(field for slot in slots for field in SLOTS[slot][1])), variety and rng.random() < 0.04)
+    visible = tuple(dict.fromkeys(field for slot in slots for field in SLOTS[slot][1]))
+    return Schema(rows, style_choices(rng), visible, variety and rng.random() < 0.04)
 
 
 def person_slots(rng):
-    names = rng.choices((["first", "last"], ["first", "middle", "last"], ["full"], ["full_short"], ["last_first"], ["first_middle", "last"], ["full_short", "first", "last"]),
-                        (40, 8, 18, 12, 6, 6, 10))[0]
-    slots = names + address_slots(rng, 0.75)
-    for slot, share in (("birth", 0.5), ("gender", 0.25), ("birthplace", 0.14), ("job", 0.25), ("company", 0.4), ("email", 0.55), ("phone", 0.55), ("tax", 0.06)):
-        if rng.random() < share:
-            slots.append(slot)
-    return arranged(slots, names, rng)
+    slots = by_share(rng, NAME_LAYOUTS) + address_slots(rng, 0.75)
+    return arranged(slots + [slot for slot, share in PERSON_SHARES.items() if rng.random() < share], rng)
 
 
 def org_slots(rng):
-    names = ["org_name"] if rng.random() < 0.45 else ["org"]
-    slots = names + address_slots(rng, 0.9)
-    for slot, share in (("phone", 0.7), ("email", 0.35), ("website", 0.35), ("industry", 0.4), ("agency", 0.2), ("tax", 0.08)):
-        if rng.random() < share:
-            slots.append(slot)
-    return arranged(slots, names, rng)
+    slots = ["org_name" if rng.random() < 0.45 else "org", *address_slots(rng, 0.9)]
+    return arranged(slots + [slot for slot, share in ORG_SHARES.items() if rng.random() < share], rng)
 
 
 def address_slots(rng, share):
     if rng.random() > share:
         return rng.choice((["city"], ["city"], ["postal"], ["country"], []))
-    slots = rng.choices((["street", "city", "postal"], ["street", "city"], ["street_unit", "city", "state", "postal"], ["house", "street_name", "unit", "city", "postal", "state"],
-                         ["house", "street_name", "city", "postal"], ["one_line"], ["street", "postal_city"], ["street", "postal"], ["city", "state"], ["street", "unit", "city", "state", "postal"],
-                         ["postal"], ["city"]),
-                        (18, 12, 10, 10, 5, 8, 5, 7, 7, 8, 4, 8))[0]
-    return slots + (["country"] if rng.random() < 0.2 else [])
+    return by_share(rng, ADDRESS_LAYOUTS) + (["country"] if rng.random() < 0.2 else [])
 
 
-def arranged(slots, names, rng):
+def by_share(rng, layouts):
+    return rng.choices(list(layouts), list(layouts.values()))[0].split()
+
+
+def arranged(slots, rng):
     """Mostly names first; some systems sort otherwise."""
     if rng.random() < 0.3:
         rng.shuffle(slots)
@@ -166,9 +171,9 @@ WRITINGS = (snake, snake, snake, camel, pascal, titled, titled, shouted, plain, 
 
 def style_choices(rng):
     return {"case": rng.choices(("", "upper", "lower"), (70, 12, 18))[0], "date": int(rng.random() * 7), "phone": int(rng.random() * 10),
-            "short_streets": rng.random() < 0.5, "legal": rng.choice(("keep", "keep", "comma", "drop")), "latin": rng.random() < 0.3, "umlauts": rng.random() < 0.3,
-            "genders": rng.choice((("F", "M"), ("female", "male"), ("f", "m"), ("Female", "Male"), ("w", "m"), ("2", "1"))), "long_country": rng.random() < 0.5,
-            "short_jobs": int(rng.random() < 0.3), "dot": rng.choice(("", ".")), "ordinals": rng.random() < 0.3,
+            "short_streets": rng.random() < 0.5, "legal": rng.choice(("keep", "keep", "comma", "drop")), "latin": rng.random() < 0.3,
+            "umlauts": rng.random() < 0.3, "genders": rng.choice((("F", "M"), ("female", "male"), ("f", "m"), ("Female", "Male"), ("w", "m"), ("2", "1"))),
+            "long_country": rng.random() < 0.5, "short_jobs": int(rng.random() < 0.3), "dot": rng.choice(("", ".")), "ordinals": rng.random() < 0.3,
             "unit_word": rng.choice(("Apt", "Unit", "Suite", "#", "Flat")),
             "web_prefix": rng.choice(("", "www.", "https://", "https://www.", "http://www."))}
 

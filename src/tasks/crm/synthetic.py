@@ -11,6 +11,7 @@ from rapidfuzz import fuzz
 
 from tasks.crm import entities, policy, pools, schemas, surfaces
 from tasks.crm.entities import chance, one_of
+from tasks.crm.free_text import prose
 from tasks.crm.reasons import reasoning
 
 SAME_SHARE = 0.46
@@ -55,14 +56,11 @@ def rows(n, seed, start=0, recipe=Recipe()):
 
 
 def reason(label, case, recipe, index):
-    if not recipe.free_text:
-        return reasoning(label, case)
-    from tasks.crm.free_text import prose
-
-    return prose(label, case, index)
+    return prose(label, case, index) if recipe.free_text else reasoning(label, case)
 
 
 def pair(seed, index, recipe):
+    """(label, case) of one row; the second row about an entity draws its first record anew from the same numbers."""
     subject = index - 1 if index % REPEATED_EVERY == REPEATED_EVERY - 1 else index
     first, rng = random.Random(f"{seed}:{subject}:left"), random.Random(f"{seed}:{index}")
     left, country, number = first_side(first, recipe)
@@ -77,7 +75,7 @@ def first_side(rng, recipe):
     source = pools.pools(recipe.pool, recipe.reference)
     country = source.country(source.shares.pick(rng))
     kind = "person" if chance(rng, PERSON_SHARE) else "org"
-    entity = (entities.person if kind == "person" else entities.organisation)(rng, country)
+    entity = anybody(kind, rng, country)
     number = int(rng.random() * schemas.N_SCHEMAS)
     return side(entity, country, kind, number, rng, recipe, slips=one_of(rng, (0, 0, 0, 1, 1, 2))), country, number
 
@@ -88,18 +86,19 @@ def second_side(left, country, number, same, rng, recipe):
         other = entities.updated(left.entity, rng, country) if chance(rng, 0.3) else left.entity
         slips = one_of(rng, (0, 1, 1, 2, 2, 3, 4, 6, 8) if kind == "person" else (0, 1, 1, 2, 2, 3, 4, 6))
     else:
-        other = random_other(left.entity, rng, country, recipe) if chance(rng, 0.08) else entities.look_alike(left.entity, rng, country)
+        other = anybody(kind, rng, country) if chance(rng, 0.08) else entities.look_alike(left.entity, rng, country)
         slips = one_of(rng, (0, 0, 1, 1, 2, 3))
     if not chance(rng, ONE_SCHEMA_SHARE):
         number = int(rng.random() * schemas.N_SCHEMAS)
     return side(other, country, kind, number, rng, recipe, slips)
 
 
-def random_other(entity, rng, country, recipe):
-    return (entities.person if entity["type"] == "person" else entities.organisation)(rng, country)
+def anybody(kind, rng, country):
+    return (entities.person if kind == "person" else entities.organisation)(rng, country)
 
 
 def side(entity, country, kind, number, rng, recipe, slips):
+    """The entity's record in the schema of that number, soiled by so many slips."""
     layout = schemas.schema(kind, number, recipe.variety)
     style = schemas.Style(locale=country.locale, **layout.style)
     text = surfaces.written(entity, style, rng)
