@@ -115,10 +115,12 @@ def steps(source, n_pairs, n_tokens, n_workers):
                 pack, used = [], 0
             pack.append((ids[end - length:end], kinds[end - length:end]))
             used += length
+    if pack:
+        yield packed(pack, n_tokens)
 
 
 def packed(pack, n_tokens):
-    """One step's arrays; what is left over at the end is a row of padding without loss."""
+    """One step's arrays; what is left over is padding without loss, in rows that are no longer than any other may be."""
     import numpy as np
 
     lengths = [len(ids) for ids, _ in pack]
@@ -126,9 +128,8 @@ def packed(pack, n_tokens):
     ids, kinds, following = np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64), np.zeros(n_tokens, np.int64)
     ids[:used], kinds[:used] = np.concatenate([ids for ids, _ in pack]), np.concatenate([kinds for _, kinds in pack])
     following[:-1] = ids[1:]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.arange(n_tokens) - np.repeat(starts, [*lengths, n_tokens - used])
-    bounds = np.full(n_tokens // FEWEST + 2, n_tokens, np.int32)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1], np.arange(used, n_tokens, LONGEST)])
+    positions = np.arange(n_tokens) - np.repeat(starts, np.diff([*starts, n_tokens]))
+    bounds = np.full(n_tokens // FEWEST + n_tokens // LONGEST + 3, n_tokens, np.int32)
     bounds[:len(starts)] = starts
-    return {"ids": ids, "following": following, "kinds": kinds, "positions": positions, "bounds": bounds, "rows": len(lengths), "tokens": used,
-            "longest": max([*lengths, n_tokens - used])}
+    return {"ids": ids, "following": following, "kinds": kinds, "positions": positions, "bounds": bounds, "rows": len(lengths), "tokens": used}

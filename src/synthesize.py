@@ -14,7 +14,6 @@ from common import Clock, UserError, progress, run, sha256_file, shown_path, wri
 from tasks import DEFAULT, load_task
 
 BLOCK = 2_000
-REFERENCE_LISTS = ("common-forenames-by-country.csv", "common-surnames-by-country.csv")    # what a task's pools look for in --reference
 
 
 def main():
@@ -30,7 +29,7 @@ def parse_args():
     parser.add_argument("--out", required=True, help="JSON Lines file to write")
     parser.add_argument("--seed", type=int, default=1, help="another seed gives other pairs (default 1)")
     parser.add_argument("--pool", default="train", help="train, test (values that train never shows) or all (default train)")
-    parser.add_argument("--reference", metavar="FOLDER", help=f"folder with more names, anywhere in it: {' and '.join(REFERENCE_LISTS)}")
+    parser.add_argument("--reference", metavar="FOLDER", help="folder with lists of more names, anywhere in it; the task's pools.py names the files")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     return parser.parse_args()
 
@@ -54,7 +53,7 @@ def make(task_name, n_rows, seed, out, pool="train", reference=None):
     rate = n_rows / (time.perf_counter() - start)
     print(f"{n_rows:,} pairs in {out}: {rate:,.0f} pairs/s on {n_workers} {'core' if n_workers == 1 else 'cores'}, {rate / n_workers:,.0f} a core", flush=True)
     write_manifest(f"{out}.manifest.json", clock, task=task_name, rows=n_rows, seed=seed, pool=pool, reference=reference and shown_path(reference),
-                   lists=list_hashes(reference), pairs_per_s=round(rate), workers=n_workers, sha256=sha256_file(out))
+                   lists=list_hashes(load_task(task_name), reference), pairs_per_s=round(rate), workers=n_workers, sha256=sha256_file(out))
 
 
 def checked_recipe(task, pool, reference):
@@ -62,18 +61,22 @@ def checked_recipe(task, pool, reference):
     synthetic = task.module("synthetic")
     recipe = synthetic.Recipe(pool=pool, reference=str(reference) if reference else None)
     next(iter(synthetic.rows(1, 1, 0, recipe)))
-    if reference and not found_lists(reference):
-        raise UserError(f"--reference {reference}: none of the lists that are looked for is in it or below it: {', '.join(REFERENCE_LISTS)}")
+    if reference and not found_lists(task, reference):
+        raise UserError(f"--reference {reference}: none of the lists that are looked for is in it or below it: {', '.join(reference_lists(task))}")
     return recipe
 
 
-def found_lists(folder):
-    return sorted(path for name in REFERENCE_LISTS for path in Path(folder).rglob(name))
+def reference_lists(task):
+    return list(task.module("pools").REFERENCE_LISTS.values())
 
 
-def list_hashes(folder):
+def found_lists(task, folder):
+    return sorted(path for name in reference_lists(task) for path in Path(folder).rglob(name))
+
+
+def list_hashes(task, folder):
     """The lists shape every row, so the manifest names their contents."""
-    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in found_lists(folder)} if folder else {}
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in found_lists(task, folder)} if folder else {}
 
 
 def usable_cores():

@@ -107,7 +107,7 @@ def test_bytes_depend_neither_on_hash_seed_nor_on_cores(tmp_path):
 def names_folder(folder):
     """Two small lists as the reference folder holds them, below a folder of their own."""
     (folder / "names").mkdir(parents=True)
-    forenames, surnames = synthesize.REFERENCE_LISTS
+    forenames, surnames = pools.REFERENCE_LISTS.values()
     first = "".join(f"US,{'FM'[n % 2]},,Forename{n}\n" for n in range(40))
     (folder / "names" / forenames).write_text(f"Country,Gender,Localized Name,Romanized Name\n{first}", encoding="utf-8-sig")
     last = "".join(f"US,,Surname{n}\n" for n in range(40))
@@ -120,7 +120,7 @@ def test_the_manifest_says_pool_and_reference_and_the_lists_are_used(tmp_path):
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "s.jsonl.manifest.json").read_text())
     assert (facts["pool"], facts["reference"], facts["rows"], facts["task"]) == ("test", "lists", 60, "crm")
-    assert facts["lists"].keys() == {f"names/{name}" for name in synthesize.REFERENCE_LISTS}
+    assert facts["lists"].keys() == {f"names/{name}" for name in pools.REFERENCE_LISTS.values()}
     assert str(tmp_path) not in json.dumps(facts)
     assert re.search(r"60 pairs in .*: [\d,]+ pairs/s on 1 core, [\d,]+ a core", done.stdout)
     rows = drawn(60, 1, pool="test", reference=str(tmp_path / "lists"))
@@ -132,7 +132,7 @@ def test_the_manifest_says_pool_and_reference_and_the_lists_are_used(tmp_path):
     (("--rows", "0"), ("--rows 0", "at least 1")), (("--rows", "-3"), ("--rows -3", "at least 1")),
     (("--rows", "3", "--pool", "tset"), ("--pool tset", "train, test, all")),
     (("--rows", "3", "--reference", "nowhere"), ("--reference nowhere", "no such folder")),
-    (("--rows", "3", "--reference", "."), ("--reference .", *synthesize.REFERENCE_LISTS)),
+    (("--rows", "3", "--reference", "."), ("--reference .", *pools.REFERENCE_LISTS.values())),
     (("--rows", "3", "--task", "crn"), ("no task 'crn'", "crm"))])
 def test_what_is_wrong_with_a_call_is_said_before_any_work(options, words, tmp_path):
     done = call(*options, "--out", tmp_path / "s.jsonl", cwd=tmp_path)

@@ -114,7 +114,7 @@ def flat(value, key=""):
 def kind_of(key):
     """The kind of a key name; None for keys that carry no evidence."""
     letters = re.sub(r"[\W_]+", "", key).lower()
-    if letters in IGNORED_KEYS:
+    if {letters, WHOSE.sub("", letters), letters.rstrip("0123456789")} & IGNORED_KEYS:
         return None
     return KIND_OF_KEY.get(letters) or KIND_OF_KEY.get(WHOSE.sub("", letters)) or key.strip().lower() or None
 

@@ -21,9 +21,12 @@ from anyascii import anyascii
 from common import UserError
 
 POOLS = ("train", "test", "all")
+REFERENCE_LISTS = {"first": "common-forenames-by-country.csv", "last": "common-surnames-by-country.csv"}
+GENDERS_OF = {"F": ("F",), "M": ("M",)}
 TEST_SHARE = 5          # one value in five is held out
 ZIPF_OFFSET = 8         # frequency of the n-th name: 1 / (n + offset); Faker's weighted lists fall about so
 DICTIONARIES = ("en_US", "en_GB", "fr_FR", "it_IT", "nl_NL", "de_DE", "es_ES", "pl_PL", "la")
+MOST_CITIES = 3_000
 LEAST_VALUES = 6        # a locale whose list is shorter borrows the list of its script
 # locale -> (its share of the records, phone country code)
 LOCALES = {
@@ -65,7 +68,7 @@ Supermarket|Market|retail;Furniture|Furn|retail;Restaurant|Rest.|american;Cafe|C
 Pizzeria|Pizza|italian;Trattoria|Ristorante|italian;Sushi Bar|Sushi|japanese;Diner|Diners|american;Steak House|Steakhouse|steakhouses;Deli|Delicatessen|delis
 Kitchen|Kitch.|continental;Hotel|Htl|hotels;Inn|Inn & Suites|hotels;Bar & Grill|Bar|american;Elementary School|Elem School|education
 High School|HS|education;Academy|Acad|education;Child Care Center|Daycare|early childhood;Day Care Center|Daycare Ctr|early childhood
-Learning Center|Learning Ctr|early childhood;Preschool|Pre-School|early childhood;Nursery School|Nursery|early childhood;Head Start|HS|early childhood
+Learning Center|Learning Ctr|early childhood;Preschool|Pre-School|early childhood;Nursery School|Nursery|early childhood
 Family Center|Family Ctr|social services;Community Center|Comm Ctr|social services;Youth Services|Youth Svcs|social services;Church|Ch.|religious
 Foundation|Fdn|non-profit;Association|Assn|non-profit;Museum|Mus.|culture;Theatre|Theater|culture;Gallery|Gal.|culture;Fitness Club|Fitness|leisure
 Salon|Hair Salon|beauty;Spa|Day Spa|beauty;Realty|Real Estate|real estate;Properties|Props|real estate;Security|Sec|services
@@ -143,8 +146,8 @@ class Pools:
         last = Choices(*weighted(people, ("last_names", "last_names_male"), self.pool, names["last"]))
         places = provider("address", locale)
         return Country(
-            locale, language, code, Choices(*weighted(people, ("first_names_female", "first_names"), self.pool, names["first"])),
-            Choices(*weighted(people, ("first_names_male", "first_names"), self.pool, names["first"])), last,
+            locale, language, code, Choices(*weighted(people, ("first_names_female", "first_names"), self.pool, names["F"])),
+            Choices(*weighted(people, ("first_names_male", "first_names"), self.pool, names["M"])), last,
             Choices(cities(places, last, self.pool)), Choices(streets(places, last, self.pool)),
             STREET_WORDS.get(language, STREET_WORDS["en"]), LEGAL.get(language, LEGAL["en"]).split("|"), states(places), self.words)
 
@@ -163,10 +166,14 @@ def in_pool(value, pool):
 
 
 def kept(values, pool):
-    """The values of one pool; all of them where the pool would be nearly empty."""
+    """The values of one pool. Of a short list the test pool gets a third, so that the two never share a value."""
     values = list(dict.fromkeys(value.strip() for value in values if value and value.strip()))
-    found = [value for value in values if in_pool(value, pool)]
-    return found if len(found) >= LEAST_VALUES else values
+    if pool == "all":
+        return values
+    held = {value for value in values if in_pool(value, "test")}
+    if len(held) < LEAST_VALUES:
+        held = set(sorted(values, key=lambda value: zlib.crc32(value.lower().encode()))[:max(1, len(values) // 3)])
+    return [value for value in values if (value in held) == (pool == "test")]
 
 
 def provider(kind, locale):
@@ -186,8 +193,9 @@ def weighted(people, attributes, pool, more=()):
     else:
         found = provider("person", "en_US").last_names
     values = kept([*found, *more], pool)
-    if isinstance(found, dict) and len(set(found.values())) > 3 and not more:
-        return values, [max(float(found.get(value, 0)), 1e-6) for value in values]
+    if isinstance(found, dict) and len(set(found.values())) > 3:
+        least = min(found.values())     # what only a reference list knows is taken for rare
+        return values, [max(float(found.get(value, least)), 1e-6) for value in values]
     return values, None
 
 
@@ -195,6 +203,9 @@ def cities(places, last, pool):
     """The locale's own towns, or towns made of surnames and endings where Faker makes them up as well."""
     found = [name for attribute in ("cities", "city_names", "localities", "towns") for name in getattr(places, attribute, ())]
     found = [name if isinstance(name, str) else name[0] for name in found]
+    if len(found) > MOST_CITIES:
+        found.sort()    # Faker makes Italy's list from a set: its order is another in every process
+        found = found[::len(found) // MOST_CITIES]
     if len(found) < 40:
         endings = [ending for ending in getattr(places, "city_suffixes", ()) if len(ending) > 2] or ["ville"]
         rng = random.Random(1)
@@ -202,7 +213,7 @@ def cities(places, last, pool):
         fronts = ["", "", "", "North ", "West ", "New ", "Lake ", "Port ", "St. ", "Mount "]
         found += [f"{rng.choice(fronts)}{rng.choice(plain)}{rng.choice(endings)}" if rng.random() < 0.7 else f"{rng.choice(fronts)}{rng.choice(plain)}"
                   for _ in range(500)]
-    return kept(found[:3000], pool)
+    return kept(found, pool)
 
 
 def streets(places, last, pool):
@@ -211,7 +222,7 @@ def streets(places, last, pool):
     own = [name if isinstance(name, str) else name[0] for name in own]
     scenery = ("Oak Maple Cedar Pine Elm Washington Lake Hill Park Main River Church Mill Station Bridge Garden Meadow Forest Spring High North "
                "South West East Union Market School Prospect Highland Jefferson Lincoln Franklin Victoria King Queen Chestnut Walnut Sunset "
-               "Broadway Ashland Pulaski Halsted Wilshire Beverly Melrose Vine Grand Ocean Pacific Mission Valencia").split()
+               "Broadway Vine Grand Ocean Pacific Mission").split()
     numbered = [f"{n}{'th' if 10 < n % 100 < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}" for n in range(1, 120)]
     in_latin = all(name.isascii() for name in last.values[:20])
     return kept([*own[:900], *(scenery + numbered if in_latin and not own else []), *last.values[:400]], pool)
@@ -223,18 +234,26 @@ def states(places):
 
 
 def reference_names(folder, locale):
-    """More first and last names of a country, from lists in the reference folder; empty without one."""
-    names = {"first": [], "last": []}
-    for kind, pattern in (("first", "common-forenames-by-country.csv"), ("last", "common-surnames-by-country.csv")):
+    """More women's, men's and last names of a country, from lists in the reference folder; empty without one."""
+    names = {"F": [], "M": [], "last": []}
+    for kind, pattern in REFERENCE_LISTS.items():
         for path in sorted(Path(folder).rglob(pattern)) if folder else ():
-            names[kind] += [row["Romanized Name"] or row["Localized Name"] for row in csv_rows(path) if row.get("Country") == locale[-2:]]
+            for row in csv_rows(path):
+                if row["Country"] == locale[-2:]:
+                    name = row["Romanized Name"] or row["Localized Name"]
+                    for who in ("last",) if kind == "last" else GENDERS_OF.get(row.get("Gender"), ("F", "M")):
+                        names[who].append(name)
     return names
 
 
 @lru_cache(maxsize=8)
 def csv_rows(path):
     with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    missing = [column for column in ("Country", "Romanized Name", "Localized Name") if rows and column not in rows[0]]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; a list of names has Country, Localized Name and Romanized Name")
+    return rows
 
 
 @lru_cache(maxsize=50_000)

@@ -24,7 +24,8 @@ def reasoning(label, case):
     for item in sorted(evidence(case), key=lambda item: TELLING.get(item.kind, len(TELLING))):
         if len(item.words) <= LONGEST_KEY:
             found.setdefault("missing" if item.relation.endswith("_only") else item.relation, []).append(item.words)
-    clauses = [clause(found[relation][:MOST_FIELDS], relation) for relation in TOLD[label] if relation in found][:MOST_CLAUSES]
+    wanted = TOLD[label] if label != "NO_MATCH" or "different" in found else ("missing", *TOLD[label])
+    clauses = [clause(found[relation][:MOST_FIELDS], relation) for relation in wanted if relation in found][:MOST_CLAUSES]
     return f"{OPENINGS[label]}: {'; '.join(clauses) or UNSAID[label]}."
 
 
