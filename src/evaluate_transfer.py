@@ -67,7 +67,7 @@ def parse_args():
     parser.add_argument("--more", nargs="+", type=Path, default=[], help="reports of other runs, to be in the table as well")
     parser.add_argument("--table", nargs="+", type=Path, help="measure nothing; draw the table of these reports")
     parser.add_argument("--mark", default=MARK, help=f"name in the marker comments (default {MARK})")
-    parser.add_argument("--into", type=Path, help=f"file whose part between the comments transfer:begin and transfer:end becomes the table")
+    parser.add_argument("--into", type=Path, help="file whose part between the comments transfer:begin and transfer:end becomes the table")
     return checked_args(parser.parse_args())
 
 

@@ -103,8 +103,8 @@ def test_the_sum_is_right_and_every_field_is_in_it(example):
 @each
 def test_the_verdict_follows_with_and_without_knowing_the_truth(example):
     points, groups, contradicted = weighed(example)
-    assert example.label == policy.verdict(points, groups, contradicted, example.same)
-    assert example.label == by_points_alone(points, groups, contradicted)
+    assert example.label == policy.label(example.relations, example.rarity, example.shared_mailbox, example.same)
+    assert example.label == by_points_alone(points, groups, contradicted) or not example.relations or example.relations.get(policy.PROOF) == 1.0
     distance = min(abs(points - policy.DUPLICATE_FROM), abs(points - policy.NO_MATCH_BELOW))
     assert example.near == (distance <= policy.BORDER), "an example inside the border must say so, and no other may"
 
@@ -154,10 +154,18 @@ def test_one_group_alone_is_never_a_duplicate():
         assert groups == 1 and policy.verdict(points + 10, groups, contradicted, True) == "POSSIBLE"
 
 
-def test_two_parties_are_never_a_duplicate_and_one_is_no_match_only_when_contradicted():
+def test_two_parties_are_never_a_duplicate_and_one_is_no_match_only_when_contradicted_or_far_below():
     for points, groups, contradicted in itertools.product(range(-20, 40), (1, 2, 3), (False, True)):
         assert policy.verdict(points, groups, contradicted, False) != "DUPLICATE"
-        assert contradicted or policy.verdict(points, groups, contradicted, True) != "NO_MATCH"
+        assert contradicted or points + policy.BORDER < policy.DOUBTED_FROM or policy.verdict(points, groups, contradicted, True) != "NO_MATCH"
+
+
+def test_an_id_that_agrees_and_records_without_a_common_field_are_for_review():
+    against = {"tax": 1.0, "first": -1.0, "last": -1.0, "birth": -1.0}
+    assert policy.weigh(against, RARITY, False)[0] < policy.NO_MATCH_BELOW
+    for same in (True, False):
+        assert policy.label(against, RARITY, False, same) == policy.label({}, {}, False, same) == "POSSIBLE"
+        assert policy.label(against | {"tax": 0.5}, RARITY, False, same) == "NO_MATCH"
 
 
 def test_what_is_missing_and_an_empty_relation_say_nothing():

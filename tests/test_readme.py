@@ -60,7 +60,8 @@ def test_every_command_runs_word_for_word(tmp_path):
         f"{at},{at // 2},{'Ann Lee Bob Roe Cy Fox Di Gray'.split()[at // 2 % 4]} {at // 2},Salem {at % 3},555 01{at // 2:02}\n" for at in range(60)))
     # make would draw 100,000 rows for boosting; a few that are newer than the generator serve here.
     (project / "reports").mkdir(exist_ok=True)
-    subprocess.run([sys.executable, "src/synthesize.py", "--rows", "400", "--out", "reports/transfer_synthetic.jsonl"], cwd=project, check=True, capture_output=True)
+    few = [sys.executable, "src/synthesize.py", "--rows", "400", "--out", "reports/transfer_synthetic.jsonl"]
+    subprocess.run(few, cwd=project, check=True, capture_output=True)
     commands = [command.replace(REAL_MODEL, "standin") for command in readme_commands() if run_here(command)]
     assert len(commands) >= 10
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET

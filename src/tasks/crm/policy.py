@@ -6,6 +6,7 @@ The generator labels by it. What truth adds is small: within BORDER of a thresho
 DUPLICATE_FROM = 6.0
 NO_MATCH_BELOW = 2.0
 BORDER = 1.5
+DOUBTED_FROM = 0.0          # one party under so little evidence that nobody could tell is left apart
 # field -> (points where both records agree, points where they differ). One-sided and empty fields count nothing.
 POINTS = {
     "tax": (8.0, -4.0), "email": (6.0, -0.4), "phone": (5.0, -0.8), "birth": (4.5, -5.0), "suffix": (0.0, -6.0), "gender": (0.3, -1.5), "middle": (1.0, -2.5),
@@ -19,18 +20,27 @@ MARRIED = -1.5              # another surname where first name and birth date ag
 GROUP = {"first": "name", "middle": "name", "last": "name", "org": "name", "suffix": "name", "street": "place", "unit": "place", "postal": "place",
          "city": "place", "state": "place", "country": "place",
          "email": "contact", "phone": "contact", "website": "contact", "birth": "birth", "birthplace": "birth"}
-CONTRADICTIONS = ("birth", "suffix", "tax", "org")
+CONTRADICTIONS = ("birth", "suffix", "tax", "org", "first")
+PROOF, SURELY = "tax", 0.7  # an id that agrees is never left unreviewed, whatever else differs
 SITE = "org"                # what stands at another address is another site: an organisation that may have moved is for review
 STREET_COVERS = {"postal": 0.5, "city": 0.3, "state": 0.0}   # a shared street implies the town
 
 
+def label(relations, rarity, shared_mailbox, same):
+    """The verdict on two records whose fields relate so, of one party or of two."""
+    found = verdict(*weigh(relations, rarity, shared_mailbox), same)
+    if not relations or found == "NO_MATCH" and relations.get(PROOF, 0) > SURELY:
+        return "POSSIBLE"
+    return found
+
+
 def verdict(points, groups, contradicted, same):
-    """The label for an evidence total, the number of groups that agree, a contradiction, and the truth."""
+    """What an evidence total, the number of groups that agree, a contradiction, and the truth come to."""
     points += BORDER if same else -BORDER
     if points >= DUPLICATE_FROM:
         return "DUPLICATE" if same and groups > 1 and not contradicted else "POSSIBLE"
     if points < NO_MATCH_BELOW:
-        return "POSSIBLE" if same and not contradicted else "NO_MATCH"
+        return "POSSIBLE" if same and not contradicted and points >= DOUBTED_FROM else "NO_MATCH"
     return "POSSIBLE"
 
 

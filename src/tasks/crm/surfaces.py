@@ -308,12 +308,12 @@ def another_value(text, field, rng):
 # field -> [(slip, share of the field's evidence that it leaves)]; a slip mistypes text[field] in place, some of them other fields too.
 # A share below nothing: the record speaks against the entity that it describes.
 GENERAL = [(typo, 0.8), (misread, 0.8)]
-NAME_SLIPS = [(typo, 0.8), (typo, 0.8), (misread, 0.8), (misheard, 0.8), (cut_short, 0.7), (trade_names, 0.85), (joined, 0.95), (another_value, -0.5)]
+NAME_SLIPS = [(typo, 0.8), (typo, 0.8), (misread, 0.8), (misheard, 0.8), (cut_short, 0.7), (trade_names, 0.85), (joined, 0.95), (another_value, -1.0)]
 ORG_SLIPS = [(typo, 0.85), (misread, 0.85), (drop_word, 0.7), (drop_word, 0.7), (shuffle_words, 0.9), (shorten_words, 0.85), (shorten_words, 0.85),
              (cut_short, 0.75), (letters_only, 0.4), (add_words, 0.9), (joined, 0.9)]
 NUMBER_SLIPS = [(one_digit, 0.5), (two_digits_swapped, 0.6)]
 SLIPS = {
-    "first": [*NAME_SLIPS, (nickname, 0.7), (nickname, 0.7), (nickname, 0.7), (initial, 0.35), (add_title, 0.95), (by_middle_name, 0.4), (surname_only, 0.0)],
+    "first": [*NAME_SLIPS, *[(nickname, 0.7)] * 5, (initial, 0.35), (add_title, 0.95), (by_middle_name, 0.4), (surname_only, 0.0)],
     "last": NAME_SLIPS, "middle": [*GENERAL, (initial, 0.6), (initial, 0.6)], "org": ORG_SLIPS, "company": ORG_SLIPS, "agency": ORG_SLIPS,
     "birth": [*NUMBER_SLIPS, (first_of_january, 0.3), (drifted, -0.3), (drifted, -0.3)], "gender": [(other_gender, -0.4)],
     "phone": [*NUMBER_SLIPS, (add_words, 0.95)], "postal": [*NUMBER_SLIPS, (cut_short, 0.6)], "tax": NUMBER_SLIPS, "house": NUMBER_SLIPS,

@@ -22,6 +22,7 @@ YEARS_NEAR = 10             # further apart is another generation
 UNKNOWN_DAY = 0.5           # the first of January mostly stands for an unknown day
 NEAR_AT = 84                # of 100: values of two entities that a reader would take for a slip
 NEAR_SHARE = 0.35
+IDENTIFIERS = frozenset(("email", "phone", "tax", "website", "postal"))    # two that look alike are two
 UNKNOWN = ("", "", "", "", "unknown", "n/a", "-", "N/A", "null", "none")
 SAID_UNKNOWN = frozenset("phone email birth birthplace company job industry agency website gender state country tax".split())
 UNKNOWN_WORDS = frozenset(UNKNOWN)
@@ -123,8 +124,7 @@ def label_of(left, right, same, country, recipe):
     shown, others = shown_values(left), shown_values(right)
     relations = {field: relation(field, left, right, value, others[field]) for field, value in shown.items() if field in others}
     box = left.entity["type"] == "person" and entities.is_shared(left.entity["email"])
-    points, groups, contradicted = policy.weigh(relations, rarity(left.entity, country, recipe), box)
-    return policy.verdict(points, groups, contradicted, same)
+    return policy.label(relations, rarity(left.entity, country, recipe), box, same)
 
 
 def shown_values(side):
@@ -152,6 +152,8 @@ def relation(field, left, right, mine, theirs):
         return 0.3
     elif field in ("first", "middle") and mine[:1].lower() == theirs[:1].lower() and (len(mine) < 3 or len(theirs) < 3):
         return 0.3      # an initial that fits
+    if field in IDENTIFIERS:
+        return -abs(share)
     return NEAR_SHARE if fuzz.ratio(mine.lower(), theirs.lower()) >= NEAR_AT else -abs(share)
 
 
