@@ -11,11 +11,11 @@ over repeats counts. The times themselves, which say more about the machine, are
 import argparse
 import dataclasses
 import os
-import re
 from pathlib import Path
 from time import perf_counter
 
-from common import Clock, UserError, existing_file, quiet_libraries, read_json, run, sha256_file, shown_path, write_manifest, write_text
+import marked_text
+from common import Clock, UserError, existing_file, quiet_libraries, read_json, run, sha256_file, shown_path, write_manifest
 from evaluate_transfer import md, md_table, model_facts
 
 TITLES = {"plain_one": "Plain float32 `generate`, one pair at a time", "plain_batched": "Plain float32 `generate`, {plain} at once",
@@ -25,8 +25,7 @@ TITLES = {"plain_one": "Plain float32 `generate`, one pair at a time", "plain_ba
 PLAIN_BATCH = 16
 WARM_UP_ROWS = 16
 LEAST_FIT_ROWS = 50
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
-MARKER = re.compile(r"<!--\s*speed:(begin|end)\b.*?-->", re.S)
+MARK = "speed"
 
 
 def main():
@@ -35,9 +34,7 @@ def main():
         measure(args)
     table = speed_table(args.table or args.out)
     if args.into:
-        before, after = split_at_markers(args.into)
-        write_text(args.into, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
-        print(f"the table is in {args.into}")
+        marked_text.put(args.into, MARK, table)
     else:
         print(f"\n{table}\n")
 
@@ -55,7 +52,7 @@ def parse_args():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
                         help="PyTorch's threads (default: one a core)")
     parser.add_argument("--table", type=Path, help="measure nothing; draw the table of this report")
-    parser.add_argument("--into", type=Path, help=f"file whose part between {BEGIN} and {END} becomes the table")
+    parser.add_argument("--into", type=Path, help="file whose part between the comments speed:begin and speed:end becomes the table")
     args = parser.parse_args()
     if not args.table and not (args.model_path and args.data):
         raise UserError("give --model_path and --data to measure, or --table with a report to draw")
@@ -65,7 +62,7 @@ def parse_args():
     if args.rows < args.repeats:
         raise UserError(f"--rows {args.rows}: every one of the {args.repeats} repeats needs rows of its own")
     if args.into:
-        split_at_markers(args.into)
+        marked_text.around(args.into, MARK)
     args.backend = "hf"
     return args
 
@@ -228,16 +225,6 @@ def notes(report):
         f"- Answers with the very text of the plain loop, of {n:,}: {md(same)}.",
         f"- {md(report['model']['title'])} (weights {report['model']['sha256'][:12]}); rows {md(report['data']['path'])} ({report['data']['sha256'][:12]}); "
         f"boosting: {md(report['boosting']['method'])}; commit {(report.get('git_commit') or 'unknown')[:12]}; {report.get('finished', '')}"])
-
-
-def split_at_markers(path):
-    """What stands before and after the generated part of a file."""
-    # Bytes: reading as text would turn the line ends of another system into ours.
-    text = existing_file(path, f"--into names a file that holds {BEGIN} and {END}").read_bytes().decode("utf-8")
-    found = list(MARKER.finditer(text))
-    if [match.group(1) for match in found] != ["begin", "end"]:
-        raise UserError(f"{path}: {len(found)} marker comment(s) found, expected one {BEGIN} and then one {END}; put the pair where the table belongs")
-    return text[:found[0].start()], text[found[1].end():]
 
 
 if __name__ == "__main__":

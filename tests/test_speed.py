@@ -8,7 +8,8 @@ import pytest
 import make_standin
 import measure_speed
 from common import ROOT, UserError, run
-from measure_speed import BEGIN, END, ratios, speed_table
+from marked_text import marker
+from measure_speed import MARK, ratios, speed_table
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
@@ -36,7 +37,7 @@ def report(tmp_path_factory):
     model.save_pretrained(folder / "model")
     config = folder / "model.yaml"
     config.write_text((ROOT / "configs/standin.yaml").read_text().replace("max_new_tokens: 64", "max_new_tokens: 6"))
-    (folder / "README.md").write_text(f"before\n{BEGIN} old {END}\nafter\n")
+    (folder / "README.md").write_text(f"before\n{marker(MARK, 'begin')} old {marker(MARK, 'end')}\nafter\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         assert call("--model_path", folder / "model", "--config", config, "--data", folder / "rows.jsonl", "--rows", 7, "--repeats", 3, "--threads", 1,
@@ -56,7 +57,7 @@ def test_every_contender_answers_every_repeat_and_the_texts_are_the_plain_loops(
 @pytest.mark.slow
 def test_the_table_stands_between_the_markers_and_holds_no_time(report):
     text = (report / "README.md").read_text()
-    assert text.startswith(f"before\n{BEGIN}") and text.endswith(f"{END}\nafter\n") and " old " not in text
+    assert text.startswith(f"before\n{marker(MARK, 'begin')}") and text.endswith(f"{marker(MARK, 'end')}\nafter\n") and " old " not in text
     assert speed_table(report / "speed.json") in text and "1 threads" in text
     assert not any(unit in text for unit in (" ms", " seconds", "/s"))
 

@@ -89,8 +89,9 @@ def by_kind(record):
         kind = kind_of(key)
         if kind not in KINDS and kind and NUMBERED.search(kind):
             kind = kind_by_value(value) or kind
-        if kind and value.strip().lower() not in NOTHING:
-            found[kind] = f"{found[kind]} {value.strip()}" if kind in found else value.strip()
+        value = value.strip()
+        if kind and value.lower() not in NOTHING:
+            found[kind] = f"{found[kind]} {value}" if kind in found else value
     return found
 
 

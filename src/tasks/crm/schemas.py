@@ -84,6 +84,12 @@ def schema(kind, index, variety=True):
     return Schema(rows, style_choices(rng), visible, variety and rng.random() < 0.04)
 
 
+@lru_cache(maxsize=50_000)
+def style(kind, index, variety, locale):
+    """How the index-th schema writes values in one country."""
+    return Style(locale=locale, **schema(kind, index, variety).style)
+
+
 def person_slots(rng):
     slots = by_share(rng, NAME_LAYOUTS) + address_slots(rng, 0.75)
     return arranged(slots + [slot for slot, share in PERSON_SHARES.items() if rng.random() < share], rng)

@@ -107,8 +107,11 @@ def phone_text(local, code, layout):
 
 def date_text(birth, layout):
     year, month, day = birth
-    return (f"{year}-{month:02}-{day:02}", f"{year}{month:02}{day:02}", f"{day:02}/{month:02}/{year}", f"{month:02}/{day:02}/{year}", f"{day}.{month}.{year}",
-            f"{day:02}-{month:02}-{year}", f"{year}/{month:02}/{day:02}")[layout]
+    return DATE_LAYOUTS[layout].format(year=year, month=month, day=day)
+
+
+DATE_LAYOUTS = ("{year}-{month:02}-{day:02}", "{year}{month:02}{day:02}", "{day:02}/{month:02}/{year}", "{month:02}/{day:02}/{year}", "{day}.{month}.{year}",
+                "{day:02}-{month:02}-{year}", "{year}/{month:02}/{day:02}")
 
 
 def remark(rng):
