@@ -144,12 +144,12 @@ demo: $(ENV)
 demo-steps: | $(ENV)
 	@$(MAKE) prep
 	@$(MAKE) check-steward_mini
-	@$(MAKE) train-steward_mini SET="train.epochs=1"
+	@$(MAKE) train-steward_mini SET="train.epochs=0.4"
 	@$(MAKE) kpi-steward_mini
 	@$(MAKE) baseline
 	@$(MAKE) report
 	@echo; sed -n '/^| Model/,/^$$/{p;/^$$/q}' $(R)/model_comparison.md
-	@echo "All rows are synthetic ($$(wc -l < $(D)/train.jsonl) in training, one epoch); README has the figures on public record sets."
+	@echo "All rows are synthetic ($$(wc -l < $(D)/train.jsonl) in training, two fifths of an epoch); README has the figures on public record sets."
 	@printf 'made:  %s\n' $(D)/ $(O)/steward_mini-lora/ $(O)/steward_mini-merged/ $(R)/steward_mini_metrics.json $(R)/model_comparison.md $(R)/index.html
 
 ## make test              lint and all tests: no GPU, no network

@@ -103,11 +103,15 @@ def accuracy(folder, name):
     return read(folder, name)[2]["kpis"]["accuracy"]["value"]
 
 
+def macro_f1(folder, name):
+    return read(folder, name)[2]["kpis"]["macro_f1"]["value"]
+
+
 def test_boosting_and_splink_beat_the_majority_clearly(made):
-    """On 400 training rows of the generator's hard kinds, a quarter of them near a threshold."""
-    assert accuracy(made, "boosting") > accuracy(made, "majority") + 0.15
-    assert accuracy(made, "boosting") > 0.6
-    assert accuracy(made, "splink") > accuracy(made, "majority") + 0.08
+    """On 400 training rows of the generator's hard kinds, a quarter of them near a threshold and half of them NO_MATCH."""
+    assert accuracy(made, "boosting") > accuracy(made, "majority") + 0.1
+    assert macro_f1(made, "boosting") > macro_f1(made, "majority") + 0.3
+    assert macro_f1(made, "splink") > macro_f1(made, "majority") + 0.15
 
 
 def test_splink_ranks_duplicates_above_no_matches(made):
