@@ -79,7 +79,7 @@ LEGAL = {"en": "Inc|Incorporated|LLC|L.L.C.|Ltd|Limited|Corp|Corporation|Co|Comp
          "sv": "AB|Aktiebolag", "fi": "Oy|Oyj", "da": "A/S|ApS", "no": "AS|ASA", "ru": "ООО|ОАО|ЗАО", "uk": "ТОВ", "ja": "KK|株式会社", "pt": "Ltda|S.A.|Lda",
          "cs": "s.r.o.|a.s.", "tr": "A.Ş.|Ltd. Şti.", "hu": "Kft.|Zrt.", "ro": "SRL|SA"}
 FREE_MAIL = "gmail.com yahoo.com outlook.com hotmail.com icloud.com aol.com gmx.de web.de orange.fr libero.it mail.ru yandex.ru proton.me live.com".split()
-JOBS = ("Sales Manager|Sales Mgr;Chief Executive Officer|CEO;Chief Financial Officer|CFO;Chief Technology Officer|CTO;Vice President|VP"
+JOBS = ("Sales Manager|Sales Mgr;Chief Operating Officer|COO;Chief Financial Officer|CFO;Chief Technology Officer|CTO;Vice President|VP"
         ";Account Manager|Account Mgr;Director of Marketing|Marketing Director;Head of Purchasing|Purchasing Manager;Software Engineer|Software Developer"
         ";Office Manager|Office Mgr;Human Resources Manager|HR Manager;Assistant|Asst.;Accountant|Bookkeeper;Project Manager|PM"
         ";Senior Consultant|Sr. Consultant;Owner|Proprietor;Teacher|Schoolteacher;Physician|Doctor;Lawyer|Attorney;Painter|Artist;Writer|Author"
