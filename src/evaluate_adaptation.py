@@ -20,7 +20,8 @@ from time import perf_counter
 
 import marked_text
 from common import ROOT, Clock, UserError, WorkFailed, existing_file, read_json, run, shown_path, write_manifest, written_whole
-from evaluate_transfer import cell, cell_line, is_match, md, md_table, measured, model_facts, read_set, show_table, spread
+from evaluate_transfer import cell, cell_line, is_match, measured, model_facts, read_set, show_table, spread
+from marked_text import md, md_table
 
 TITLES = {"before": "model as it was", "after": "model, adapted", "boosting": "boosting"}
 TRAIN_SHARE = 0.8

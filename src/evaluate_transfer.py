@@ -15,6 +15,7 @@ from pathlib import Path
 
 import marked_text
 from common import Clock, UserError, WorkFailed, existing_file, read_json, row_id, run, sha256_file, shown_path, write_manifest, written_whole
+from marked_text import md, md_table
 
 TITLES = {"jaro_winkler": "Mean Jaro-Winkler", "boosting": "Gradient boosting", "splink": "Splink", "model": "Model", "blend": "Model and boosting"}
 N_BOOTSTRAP = 200
@@ -506,14 +507,6 @@ def run_line(report):
     fitted = f"boosting fitted on {synthetic['path']} ({synthetic['sha256'][:12]})" if synthetic and boosted else "no boosting in this run"
     limit = f"at most {report['limit']:,} rows a set" if report.get("limit") else "all rows"
     return f"{who}; {fitted}; {limit}; seed {report.get('seed')}; commit {(report.get('git_commit') or 'unknown')[:12]}; {report.get('finished', '')}"
-
-
-def md(text):
-    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-
-
-def md_table(head, rows, n_text):
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * n_text + ["---:"] * (len(head) - n_text), *rows])
 
 
 if __name__ == "__main__":

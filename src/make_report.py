@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common import ROOT, Clock, UserError, read_json, read_jsonl, run, sha256_file, shown_path, write_manifest, written_whole
 from config import load_config
+from marked_text import md, md_table
 from report_charts import METRICS_SHAPE, shown_value
 from report_page import BASELINE, page, provenance, resource_notes, warnings
 from tasks import DEFAULT, load_task
@@ -224,15 +225,6 @@ class Report:
 
     def md_list(self, title, notes):
         return f"### {title}\n\n" + "\n".join(f"- {md(model.title)}: {md(text)}" for model, text in notes) if notes else ""
-
-
-def md(text):
-    """Text that cannot leave its table cell or open a comment."""
-    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-
-
-def md_table(head, rows):
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *rows])
 
 
 def around_block(path, block, task):

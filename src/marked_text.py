@@ -1,4 +1,4 @@
-"""A generated part inside a file that people write: what stands between `<!-- name:begin -->` and `<!-- name:end -->` is ours."""
+"""Markdown that is generated, and its place inside a file that people write: what stands between `<!-- name:begin -->` and `<!-- name:end -->` is ours."""
 
 import re
 
@@ -29,3 +29,13 @@ def around(path, name):
 
 def marker(name, end):
     return f"<!-- {name}:{end} -->"
+
+
+def md(text):
+    """Text that cannot leave its table cell or open a comment."""
+    return " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def md_table(head, rows, n_text=2):
+    """A table whose first n_text columns are words and the others numbers."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * n_text + ["---:"] * (len(head) - n_text), *rows])

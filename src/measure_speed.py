@@ -16,7 +16,8 @@ from time import perf_counter
 
 import marked_text
 from common import Clock, UserError, existing_file, quiet_libraries, read_json, run, sha256_file, shown_path, write_manifest
-from evaluate_transfer import md, md_table, model_facts
+from evaluate_transfer import model_facts
+from marked_text import md, md_table
 
 TITLES = {"plain_one": "Plain float32 `generate`, one pair at a time", "plain_batched": "Plain float32 `generate`, {plain} at once",
           "answer_one": "Full answer, one pair at a time", "answer_batched": "Full answer, {batch} at once",

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import math
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -281,17 +280,13 @@ def speed_facts(model, plan, first, tokens, steps, log):
 
     seconds = time.perf_counter() - first[0]
     rate = (tokens - first[1]) / max(seconds, 1e-9)
-    flops = 6 * sum(p.numel() for p in model.parameters()) + 6 * plan.layers * plan.width * mean_row(tokens, plan.pairs)
+    flops = 6 * sum(p.numel() for p in model.parameters()) + 6 * plan.layers * plan.width * tokens / plan.pairs
     peak = measured_flops_per_s()
     return {"steps": steps, "tokens": tokens, "tokens_per_s": round(rate), "train_s": log[-1]["seconds"],
             "flops_per_token": round(flops), "model_flops_utilisation": round(rate * flops / peak, 4), "matrix_flops_per_s": round(peak),
             "precision": "bfloat16 autocast" if model.device.type == "cuda" else "float32",
             "log": [{key: entry[key] for key in entry if key != "said"} for entry in log[::4]],
             "peak_gpu_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None}
-
-
-def mean_row(tokens, pairs):
-    return tokens / max(pairs, 1)
 
 
 def save(model, out):
@@ -348,5 +343,4 @@ def write_card(out):
 
 
 if __name__ == "__main__":
-    sys.setrecursionlimit(10_000)
     run(main)

@@ -1,6 +1,6 @@
 """The label policy in numbers (docs/label_policy.md says it in words): points for agreement and difference, and where the verdicts lie.
 
-The generator labels by it. What truth adds is small: within BORDER of a threshold the pair's true identity decides.
+The generator labels by it. Within BORDER of a threshold the pair's true identity decides, and two parties are never a DUPLICATE.
 """
 
 DUPLICATE_FROM = 6.0

@@ -85,24 +85,11 @@ def with_legal(name, legal, style):
 
 
 def phone_text(local, code, layout):
-    """layout counts from 0: digits, international, spaced, dashed, bracketed, dotted, slashed, last seven."""
-    if layout == 0:
-        return local
-    if layout == 1:
-        return f"+{code} {local[:3]} {local[3:]}"
-    if layout == 2:
-        return f"{local[:3]} {local[3:6]} {local[6:]}"
-    if layout == 3:
-        return f"{local[:3]}-{local[3:6]}-{local[6:]}"
-    if layout == 4:
-        return f"({local[:3]}) {local[3:6]}-{local[6:]}"
-    if layout == 5:
-        return f"+{code}.{local}"
-    if layout == 6:
-        return f"{local[:3]}/{local[3:6]}-{local[6:]}"
-    if layout == 7:
-        return local[-7:]
-    return f"00{code}{local}" if layout == 8 else f"0{local[:3]} {local[3:]}"
+    return PHONE_LAYOUTS[layout].format(local=local, code=code, area=local[:3], middle=local[3:6], end=local[6:], rest=local[3:], seven=local[-7:])
+
+
+PHONE_LAYOUTS = ("{local}", "+{code} {area} {rest}", "{area} {middle} {end}", "{area}-{middle}-{end}", "({area}) {middle}-{end}", "+{code}.{local}",
+                 "{area}/{middle}-{end}", "{seven}", "00{code}{local}", "0{area} {rest}")
 
 
 def date_text(birth, layout):
