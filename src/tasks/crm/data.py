@@ -65,7 +65,10 @@ def leaves(value):
 
 
 def plain(text):
-    if not text.isascii():
+    if text.isascii():
+        if text.isalnum():
+            return text.lower()
+    else:
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     return _NOT_WORD.sub("", text.casefold())
 

@@ -49,6 +49,7 @@ SIMILAR_AT = 82
 NOTHING = frozenset(("", "n/a", "na", "-", "--", "none", "null", "nan", "unknown", "not available", "?", "."))    # how systems write that they know nothing
 NUMBERS = frozenset(("phone", "postal_code", "tax_id", "birth_date", "house_number"))
 HELD_WITHIN = frozenset(("street", "company", "name"))  # a longer form holds the shorter one whole
+BETWEEN_WORDS = re.compile(r"[\s,;/]+")
 NUMBERED = re.compile(r"\d$")      # Attribute_2, col7: a key that names nothing
 TELLTALE = [("email", re.compile(r"[^@\s]+@[^@\s]+$")),
             ("birth_date", re.compile(r"(?:\d{1,2}[-./]\d{1,2}[-./](?:1[5-9]|20)\d\d|(?:1[5-9]|20)\d\d[-./]\d\d[-./]\d\d)$")),
@@ -85,7 +86,7 @@ def evidence(case):
 def by_kind(record):
     """A record's filled values by what they mean; several values of one kind are joined."""
     found = {}
-    for key, value in flat(record):
+    for key, value in record.items() if all(type(value) is str for value in record.values()) else flat(record):
         kind = kind_of(key)
         if kind not in KINDS and kind and NUMBERED.search(kind):
             kind = kind_by_value(value) or kind
@@ -197,7 +198,7 @@ def normal(kind, value):
     if kind == "name":
         last, _, first = value.partition(",")
         value = f"{first} {last}"
-    words = [word for word in (plain(word) for word in re.split(r"[\s,;/]+", value)) if word]
+    words = [word for word in map(plain, BETWEEN_WORDS.split(value)) if word]
     return " ".join(STREET_WORDS.get(word, word) for word in words) if kind == "street" else " ".join(words)
 
 

@@ -12,7 +12,7 @@ import zlib
 from bisect import bisect
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import log10
 from pathlib import Path
 
@@ -27,6 +27,7 @@ TEST_SHARE = 5          # one value in five is held out
 ZIPF_OFFSET = 8         # frequency of the n-th name: 1 / (n + offset); Faker's weighted lists fall about so
 DICTIONARIES = ("en_US", "en_GB", "fr_FR", "it_IT", "nl_NL", "de_DE", "es_ES", "pl_PL", "la")
 MOST_CITIES = 3_000
+ALPHABETICAL = 0.75     # so much of a list rises with the alphabet
 LEAST_VALUES = 6        # a locale whose list is shorter borrows the list of its script
 # locale -> (its share of the records, phone country code)
 LOCALES = {
@@ -148,7 +149,7 @@ class Pools:
         return Country(
             locale, language, code, Choices(*weighted(people, ("first_names_female", "first_names"), self.pool, names["F"])),
             Choices(*weighted(people, ("first_names_male", "first_names"), self.pool, names["M"])), last,
-            Choices(cities(places, last, self.pool)), Choices(streets(places, last, self.pool)),
+            Choices(cities(places, last, self.pool)), Choices(streets(places, last, self.pool, language == "en")),
             STREET_WORDS.get(language, STREET_WORDS["en"]), LEGAL.get(language, LEGAL["en"]).split("|"), states(places), self.words)
 
 
@@ -172,7 +173,7 @@ def kept(values, pool):
         return values
     held = {value for value in values if in_pool(value, "test")}
     if len(held) < LEAST_VALUES:
-        held = set(sorted(values, key=lambda value: zlib.crc32(value.lower().encode()))[:max(1, len(values) // 3)])
+        held = set(sorted(values, key=hash_of)[:max(1, len(values) // 3)])
     return [value for value in values if (value in held) == (pool == "test")]
 
 
@@ -182,6 +183,16 @@ def provider(kind, locale):
         return importlib.import_module(f"faker.providers.{kind}.{locale}").Provider
     except ModuleNotFoundError:
         return importlib.import_module(f"faker.providers.{kind}.en_US").Provider
+
+
+def scattered(values):
+    """An alphabetical list in another order, the same in every process: as it stands, names with A would pass for the frequent ones."""
+    rising = sum(a <= b for a, b in pairwise(values))
+    return sorted(values, key=hash_of) if rising > ALPHABETICAL * len(values) else values
+
+
+def hash_of(value):
+    return zlib.crc32(value.lower().encode()), value
 
 
 def weighted(people, attributes, pool, more=()):
@@ -196,7 +207,7 @@ def weighted(people, attributes, pool, more=()):
     if isinstance(found, dict) and len(set(found.values())) > 3:
         least = min(found.values())     # what only a reference list knows is taken for rare
         return values, [max(float(found.get(value, least)), 1e-6) for value in values]
-    return values, None
+    return scattered(values), None
 
 
 def cities(places, last, pool):
@@ -213,19 +224,18 @@ def cities(places, last, pool):
         fronts = ["", "", "", "North ", "West ", "New ", "Lake ", "Port ", "St. ", "Mount "]
         found += [f"{rng.choice(fronts)}{rng.choice(plain)}{rng.choice(endings)}" if rng.random() < 0.7 else f"{rng.choice(fronts)}{rng.choice(plain)}"
                   for _ in range(500)]
-    return kept(found, pool)
+    return scattered(kept(found, pool))
 
 
-def streets(places, last, pool):
-    """What streets are called after: the locale's titles, surnames, and words of the landscape."""
+def streets(places, last, pool, english):
+    """What streets are called after: the locale's titles, surnames, and in English words of the landscape and numbers."""
     own = [name for attribute in ("streets", "street_titles", "bairros", "towns") for name in getattr(places, attribute, ())]
     own = [name if isinstance(name, str) else name[0] for name in own]
     scenery = ("Oak Maple Cedar Pine Elm Washington Lake Hill Park Main River Church Mill Station Bridge Garden Meadow Forest Spring High North "
                "South West East Union Market School Prospect Highland Jefferson Lincoln Franklin Victoria King Queen Chestnut Walnut Sunset "
                "Broadway Vine Grand Ocean Pacific Mission").split()
     numbered = [f"{n}{'th' if 10 < n % 100 < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')}" for n in range(1, 120)]
-    in_latin = all(name.isascii() for name in last.values[:20])
-    return kept([*own[:900], *(scenery + numbered if in_latin and not own else []), *last.values[:400]], pool)
+    return kept([*scattered(own)[:900], *(scenery + numbered if english and not own else []), *last.values[:400]], pool)
 
 
 def states(places):

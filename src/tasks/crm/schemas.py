@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tasks.crm.fields import KINDS
+from tasks.crm.policy import POINTS
 
 N_SCHEMAS = 6_000
 ANONYMOUS = (("Attribute_{}", 1), ("col{}", 0), ("field_{}", 1), ("c{}", 1), ("Spalte {}", 1), ("value{}", 0), ("f{}", 0))
@@ -70,6 +71,7 @@ class Schema:
     slots: tuple        # (slot, fields, path of keys, joiner)
     style: dict
     visible: tuple      # every field that some slot shows
+    counted: tuple      # those of them that the policy counts
     one_in_list: bool   # phone numbers and e-mails stand in lists
 
 
@@ -81,7 +83,8 @@ def schema(kind, index, variety=True):
     keys = key_names(slots, rng, variety)
     rows = tuple((slot, SLOTS[slot][1], path, JOINERS.get(slot, " ")) for slot, path in zip(slots, keys, strict=True))
     visible = tuple(dict.fromkeys(field for slot in slots for field in SLOTS[slot][1]))
-    return Schema(rows, style_choices(rng), visible, variety and rng.random() < 0.04)
+    counted = tuple(field for field in visible if field in POINTS)
+    return Schema(rows, style_choices(rng), visible, counted, variety and rng.random() < 0.04)
 
 
 @lru_cache(maxsize=50_000)

@@ -131,7 +131,7 @@ def label_of(left, right, same, country, recipe):
 def shown_values(side):
     """The record's filled fields that count for the policy."""
     text = side.text
-    values = {field: text[field] for field in side.layout.visible if field in policy.POINTS and text.get(field) and text[field] not in UNKNOWN_WORDS}
+    values = {field: text[field] for field in side.layout.counted if text.get(field) and text[field] not in UNKNOWN_WORDS}
     if text.get("street_name") and "street_name" in side.layout.visible:
         values["street"] = text["street_name"]
     return values
