@@ -9,7 +9,7 @@ import sys
 
 import jsonschema
 
-from common import UserError, existing_file, parse_json, progress, quiet_libraries, read_lines, run, written_whole
+from common import ROOT, UserError, existing_file, parse_json, progress, quiet_libraries, read_lines, run, written_whole
 from constrained_decode import load_engine
 from predict import model_config, parsed_answer
 from tasks import DEFAULT, load_task
@@ -37,7 +37,7 @@ def parse_args():
     parser.add_argument("records", nargs="*", help="two records as JSON")
     parser.add_argument("--pairs", help="JSON Lines file with one pair a line; - reads standard input")
     parser.add_argument("--out", help="JSON Lines file to write (default: standard output)")
-    parser.add_argument("--model_path", default=SHIPPED, help=f"model folder (default {SHIPPED}); a trained one is in outputs/<model>-merged")
+    parser.add_argument("--model_path", default=str(ROOT / SHIPPED), help=f"model folder (default {SHIPPED}); a trained one is in outputs/<model>-merged")
     parser.add_argument("--backend", default="hf", help="engine (default hf)")
     parser.add_argument("--config", help="the model's YAML, for a model that the pipeline did not train")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")

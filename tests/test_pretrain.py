@@ -55,6 +55,12 @@ def test_certainties_of_nothing_do_not_break_the_fit():
     assert calibrate.RANGE[0] <= found <= calibrate.RANGE[1] and math.isfinite(before) and after < before
 
 
+def test_rows_without_a_mistake_are_not_certain_beyond_bounds():
+    """Perfectly separated rows would be sharpened to the lower bound; one row in n + 2 is taken for doubtful instead."""
+    found, *_ = calibrate.fit_temperature([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01]] * 50, [0, 1] * 50)
+    assert found > 2 * calibrate.RANGE[0]
+
+
 def test_what_is_stored_is_read_back_and_too_few_rows_store_nothing(tmp_path):
     assert calibrate.stored_temperature(tmp_path) == 1.0
     probabilities, truth = answers_at(2.0, 400)
