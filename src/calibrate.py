@@ -15,7 +15,8 @@ def stored_temperature(folder):
     path = Path(folder) / FILE
     if not path.is_file():
         return 1.0
-    value = read_json(path).get("temperature")
+    facts = read_json(path)
+    value = facts.get("temperature") if isinstance(facts, dict) else None
     if not isinstance(value, int | float) or not RANGE[0] <= value <= RANGE[1]:
         raise UserError(f"{path}: temperature {value!r} is not a number from {RANGE[0]} to {RANGE[1]}; fit it again or remove the file")
     return float(value)

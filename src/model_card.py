@@ -1,5 +1,7 @@
 """The model card of a model trained from scratch, written from its manifest and nothing else."""
 
+from steward_tokenizer import CONTEXT
+
 
 def card(facts):
     plan, training, held_out = facts["plan"], facts["training"], facts["held_out"]
@@ -41,7 +43,8 @@ generator mistypes, reformats and rearranges them. No real person's record was u
 - It writes its sentence in lower case after a fixed opening, and is blind to case and accents.
 - `POSSIBLE` follows the project's label policy; another policy needs fine-tuning on one's own labelled rows (`make train-steward_mini`).
 - It was made for people, organisations and places. Products, citations and long free text are outside what it has seen.
-- Records of more than 4,096 tokens do not fit.
+- Pairs of more than {CONTEXT:,} tokens, some 500 words in both records, are refused: shorten remarks and other long texts.
+- Names in two scripts (Latin against Arabic or Japanese) are matched by what else agrees; it knows transliterations of few names.
 - A verdict is a recommendation: merges that cannot be undone deserve a person's look.
 
 ## Licence

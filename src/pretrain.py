@@ -1,7 +1,7 @@
 """Train steward_mini from nothing: python src/pretrain.py --out models/steward-mini
 
 Synthetic pairs are made while a GPU trains on them; tokenizer, weights, calibration and model card are left in --out.
-About six minutes on one H200. On a CPU only a tiny model is sensible: --set pairs=2000 layers=2 width=64 step_tokens=4096
+About six minutes on one H200. On a CPU only a tiny model is sensible: --set pairs=2000 layers=2 width=96 step_tokens=4096
 """
 
 import argparse
@@ -25,7 +25,6 @@ from tasks import DEFAULT, load_task
 TOKENIZER_ROWS = 30_000
 VALIDATION_ROWS, VALIDATION_SEED = 4_000, 90_001    # of the test pool: other names, places and words than in training
 HELD_OUT_ROWS, HELD_OUT_SEED = 4_000, 90_002
-CONTEXT = 4_096
 SAY_EVERY = 50          # steps
 WEIGHTS = "model.safetensors"
 CONFIG = ROOT / "configs" / "steward_mini.yaml"
@@ -91,8 +90,11 @@ def with_settings(plan, settings):
         except (ValueError, KeyError):
             raise UserError(f"--set {setting}: {text!r} is not a value of type {kinds[key].__name__}") from None
     plan = dataclasses.replace(plan, **values)
-    if plan.pairs < 1 or plan.step_tokens < 1024 or plan.width % plan.heads:
-        raise UserError("--set: pairs must be at least 1, step_tokens at least 1024, and width a multiple of heads")
+    for key, least in (("pairs", 1), ("step_tokens", steward_tokenizer.CONTEXT), ("heads", 1)):
+        if getattr(plan, key) < least:
+            raise UserError(f"--set {key}={getattr(plan, key)}: at least {least}")
+    if plan.width % plan.heads:
+        raise UserError(f"--set width={plan.width} heads={plan.heads}: width must be a multiple of heads")
     return plan
 
 
@@ -135,7 +137,7 @@ def make_model(plan, tokenizer):
 
     config = Qwen3Config(vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=plan.width, num_hidden_layers=plan.layers,
                          num_attention_heads=plan.heads, num_key_value_heads=plan.heads, head_dim=plan.width // plan.heads,
-                         intermediate_size=plan.hidden, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+                         intermediate_size=plan.hidden, max_position_embeddings=steward_tokenizer.CONTEXT, tie_word_embeddings=True,
                          rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                          pad_token_id=tokenizer.pad_token_id, attention_bias=False)
     model = Qwen3ForCausalLM(config)

@@ -14,7 +14,7 @@ BLOCK = 1_024           # pairs made at once by one worker
 NONE, PROMPT, VERDICT, TEXT = range(4)  # what a token's successor is; each has its weight in the loss
 # The attention kernel starts a thread block for every row that could be there and every stretch that a row could have: with room for
 # 4,096 rows of 4,096 tokens these empty blocks took twice the time of the work itself.
-LONGEST = 640           # tokens; the rare longer row is left out
+LONGEST = steward_tokenizer.CONTEXT     # tokens; the rare longer row is left out
 FEWEST = 96             # tokens a row at least on average; bounds the number of rows in a step
 
 

@@ -8,6 +8,7 @@ from common import to_json
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("system", "user", "assistant")
 VOCABULARY = 2_048
+CONTEXT = 1_024         # tokens that the model will read
 # Words, single digits, runs of punctuation, white space; a word starts the same token wherever it stands.
 PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}|[^\s\p{L}\p{N}]+|\s+"
 TEMPLATE = ("{%- for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
@@ -32,7 +33,7 @@ def train(texts, task):
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in fixed])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, additional_special_tokens=control[2:],
-                                   chat_template=TEMPLATE, clean_up_tokenization_spaces=False, model_max_length=4096)
+                                   chat_template=TEMPLATE, clean_up_tokenization_spaces=False, model_max_length=CONTEXT)
 
 
 def fixed_texts(task):

@@ -296,8 +296,8 @@ def test_muons_step_has_adamws_usual_size_whatever_the_gradients():
 
 @pytest.mark.parametrize(("settings", "words"), [
     (["rows=3"], "no setting 'rows'; there is: pairs, seed"), (["pairs=many"], "'many' is not a value of type int"), (["lr=fast"], "not a value of type float"),
-    (["canonical=yes"], "'yes' is not a value of type bool"), (["pairs"], "'' is not a value"), (["pairs=0"], "pairs must be at least 1"),
-    (["step_tokens=10"], "step_tokens at least 1024"), (["width=100", "heads=3"], "width a multiple of heads")])
+    (["canonical=yes"], "'yes' is not a value of type bool"), (["pairs"], "'' is not a value"), (["pairs=0"], "pairs=0: at least 1"),
+    (["step_tokens=10"], "step_tokens=10: at least 1024"), (["width=100", "heads=3"], "width must be a multiple of heads")])
 def test_a_wrong_setting_is_refused_by_name(settings, words):
     with pytest.raises(UserError) as refused:
         pretrain.with_settings(pretrain.Plan(), settings)

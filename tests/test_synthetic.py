@@ -308,7 +308,7 @@ def test_remarks_reach_neither_the_evidence_nor_the_sentence(generated):
     assert seen > N * 0.01
 
 
-@pytest.mark.parametrize("name", schemas.NOTE_NAMES.split("|"))
+@pytest.mark.parametrize("name", [name for names in schemas.NOISE_NAMES.values() for name in names.split("|")])
 def test_every_name_of_a_remark_is_ignored_however_it_is_written(name):
     for write in schemas.WRITINGS:
         assert fields.kind_of(write(name)) is None

@@ -14,7 +14,10 @@ FAMILY_GAP = (19, 38)       # years between parent and child
 SUFFIXES = ("Jr", "Sr", "II", "III")
 ADDRESS = ("number", "street", "unit", "city", "state", "postal", "country", "era")
 # What blocking brings two people together by; twice what it does more often.
-BLOCKED = ("first", "last", "last", "birth", "birth", "city", "postal", "job", "birthplace", "company", "street", "first", "gender", "state")
+BLOCKED = ("first", "last", "last", "birth", "birth", "city", "postal", "job", "birthplace", "company", "street", "first", "gender", "state", "tax")
+COMMON_ENDINGS = "com com com org net co biz".split()
+ENDINGS = ("io info co.uk de fr it es nl be ch at pl se no dk fi ie pt cz hu gr ro bg hr tr ru ua il in id my ph sg jp cn kr tw hk vn th au com.au nz ca us mx "
+           "com.br ar cl pe za ng ke gh eg ma ae sa pk bd np eu me tv app dev ai shop").split()
 LETTERS = "ABCDEFGHKLMNPRSTW"   # of postal codes
 VOWELS, CONSONANTS = "aeiou", "bcdfghklmnprstvw"
 
@@ -119,7 +122,9 @@ def word(text):
 @lru_cache(maxsize=50_000)
 def mail_domain(company):
     words = [word(part) for part in company[0].split()]
-    return ("".join(words) if sum(map(len, words)) < 16 else words[0]) + (".com", ".org", ".net", ".co", ".biz")[len(company[0]) % 5]
+    key = zlib.crc32(company[0].encode())
+    ending = COMMON_ENDINGS[key // 3 % len(COMMON_ENDINGS)] if key % 3 else ENDINGS[key // 3 % len(ENDINGS)]
+    return f"{''.join(words) if sum(map(len, words)) < 16 else words[0]}.{ending}"
 
 
 def company(rng, country):
@@ -154,7 +159,7 @@ def person(rng, country):
     where = address(rng, country)
     employer = company(rng, country)[:2] if chance(rng, 0.6) else ""
     entity = {"type": "person", "first": name_from(rng, first_names), "middle": first_names.even(rng) if chance(rng, 0.35) else "",
-              "last": name_from(rng, country.last), "suffix": one_of(rng, SUFFIXES) if chance(rng, 0.02) else "", "gender": "F" if woman else "M",
+              "last": name_from(rng, country.last), "suffix": one_of(rng, SUFFIXES) if chance(rng, 0.05) else "", "gender": "F" if woman else "M",
               "birth": birth_date(rng), "birthplace": country.cities.even(rng), **where, "company": employer, "job": one_of(rng, JOBS),
               "tax": digits(rng, number(rng, 7, 11)), "phone": phone(rng, country, where)}
     if chance(rng, 0.12):
@@ -277,8 +282,10 @@ def household(other, entity, rng):
 def child(other, entity, rng):
     """Parent and child of one name."""
     year = entity["birth"][0] + number(rng, *FAMILY_GAP)
-    other |= shared(entity, "first", "last", "gender", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()))
-    other |= {"birth": (year, *other["birth"][1:]), "suffix": "Jr" if chance(rng, 0.7) else "", "middle": one_of(rng, (entity["middle"], ""))}
+    other |= shared(entity, "first", "last", "gender", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()), *(("email",) if chance(rng, 0.3) else ()))
+    suffixes = [suffix for suffix in SUFFIXES if suffix != entity["suffix"]]
+    other |= {"birth": (year, *other["birth"][1:]), "suffix": one_of(rng, suffixes[:2]) if chance(rng, 0.7) else "",
+              "middle": one_of(rng, (entity["middle"], ""))}
 
 
 def colleague(other, entity, rng):
@@ -314,6 +321,8 @@ def branch(other, entity, rng):
     """Another branch of the chain."""
     other |= shared(entity, "org", "legal", "industry", "agency", "website", *(("email",) if chance(rng, 0.3) else ()),
                     *(("phone",) if chance(rng, 0.3) else ()), *(("city", "state") if chance(rng, 0.5) else ()), *(("postal",) if chance(rng, 0.3) else ()))
+    if chance(rng, 0.3):    # up the street
+        other |= shared(entity, *ADDRESS, *(("phone",) if chance(rng, 0.5) else ())) | {"number": digits(rng, number(rng, 1, 4)).lstrip("0") or "7"}
     if chance(rng, 0.2):
         other["org"] = f"{entity['org']} {one_of(rng, ('2', 'II', 'North', 'West', 'Downtown', other['city']))}"
 

@@ -43,7 +43,8 @@ KIND_OF_KEY = {re.sub(r"[\W_]+", "", words).lower(): kind for kind, aliases in K
 # Words that say whose or which field it is, not what it holds: contact_email, BillingCity, customerFirstName.
 WHOSE = re.compile(r"^(?:contact|customer|client|person|primary|main|mailing|billing|shipping|home|work|office|current|crm|kunde|lead|acct|account)(?=.)")
 # Keys that name the row in its own system, and free remarks, say nothing about who it is.
-IGNORED_KEYS = frozenset("id recordid recid rowid contactid customerid accountid crmid externalid uuid guid key source sourcesystem createdat updatedat "
+IGNORED_KEYS = frozenset("id recordid recid rowid contactid customerid accountid crmid externalid uuid guid key source sourceid sourcesystem "
+                         "createdat updatedat created updated modified lastmodified lastupdated createdon modifiedon creationdate "
                          "note notes comment comments remark remarks description memo bemerkung bemerkungen".split())
 SIMILAR_AT = 82
 NOTHING = frozenset(("", "n/a", "na", "-", "--", "none", "null", "nan", "unknown", "not available", "?", "."))    # how systems write that they know nothing

@@ -24,7 +24,7 @@ SLOTS = {
     "street_name": ("street", ("street_name",)), "unit": ("unit", ("unit",)), "city": ("city", ("city",)), "state": ("state", ("state",)),
     "postal": ("postal_code", ("postal",)), "country": ("country", ("country",)), "one_line": ("street", ("street", "city", "postal")),
     "postal_city": ("city", ("postal", "city")), "org": ("company", ("org",)), "org_name": ("name", ("org",)), "agency": ("agency", ("agency",)),
-    "industry": ("industry", ("industry",)), "website": ("website", ("website",)), "note": ("note", ("note",)),
+    "industry": ("industry", ("industry",)), "website": ("website", ("website",)), **{name: (name, (name,)) for name in ("note", "row_id", "stamp")},
 }
 # Slots that stand together -> how many in a hundred systems have just these.
 NAME_LAYOUTS = {"first last": 40, "first middle last": 8, "full": 18, "full_short": 12, "last_first": 6, "first_middle last": 6, "full_short first last": 10}
@@ -34,9 +34,12 @@ ADDRESS_LAYOUTS = {
     "street unit city state postal": 8, "postal": 4, "city": 8,
 }
 # slot -> the share of the systems that have it
-PERSON_SHARES = {"birth": 0.5, "gender": 0.25, "birthplace": 0.14, "job": 0.25, "company": 0.4, "email": 0.55, "phone": 0.55, "tax": 0.06}
+PERSON_SHARES = {"birth": 0.5, "gender": 0.25, "birthplace": 0.14, "job": 0.25, "company": 0.4, "email": 0.55, "phone": 0.55, "tax": 0.1}
 ORG_SHARES = {"phone": 0.7, "email": 0.35, "website": 0.35, "industry": 0.4, "agency": 0.2, "tax": 0.08}
-NOTE_NAMES = "notes|note|comments|description|remarks|memo|Bemerkung"
+# What says nothing about who the record is -> its key's names.
+NOISE_NAMES = {"note": "notes|note|comments|description|remarks|memo|Bemerkung", "row_id": "id|record id|external id|contact id|account id|uuid|key|source id",
+               "stamp": "created at|updated at|created|updated|last modified"}
+NOISE_SHARES = {"note": 0.06, "row_id": 0.12, "stamp": 0.06}
 ADDRESS_SLOTS = frozenset("street street_unit house street_name unit city state postal country one_line postal_city".split())
 NAME_SLOTS = frozenset("full full_short last_first first first_middle middle last".split())
 GROUPS = (("address", ADDRESS_SLOTS), ("name", NAME_SLOTS), ("contact", frozenset(("email", "phone", "website"))))
@@ -60,6 +63,7 @@ class Style:
     genders: tuple
     long_country: bool
     short_jobs: int
+    dashes: bool        # in tax ids
     dot: str            # after a shortened street word
     ordinals: bool      # Fifth Avenue, not 5th
     unit_word: str
@@ -80,7 +84,10 @@ def schema(kind, index, variety=True):
     """The index-th schema for persons or organisations; without variety there are only three plain ones."""
     rng = random.Random(f"schema:{kind}:{index if variety else index % 3}")
     slots = person_slots(rng) if kind == "person" else org_slots(rng)
-    keys = key_names(slots, rng, variety)
+    anonymous = variety and rng.random() < 0.08
+    # Under a key without a name a time stamp passes for a birth date.
+    slots += [name for name, share in NOISE_SHARES.items() if rng.random() < share and not anonymous]
+    keys = anonymous_names(slots, rng) if anonymous else key_names(slots, rng, variety)
     rows = tuple((slot, SLOTS[slot][1], path, JOINERS.get(slot, " ")) for slot, path in zip(slots, keys, strict=True))
     visible = tuple(dict.fromkeys(field for slot in slots for field in SLOTS[slot][1]))
     counted = tuple(field for field in visible if field in POINTS)
@@ -117,20 +124,22 @@ def arranged(slots, rng):
     """Mostly names first; some systems sort otherwise."""
     if rng.random() < 0.3:
         rng.shuffle(slots)
-    return list(dict.fromkeys(slots)) + (["note"] if rng.random() < 0.05 else [])
+    return list(dict.fromkeys(slots))
+
+
+def anonymous_names(slots, rng):
+    pattern, first = rng.choice(ANONYMOUS)
+    return [(pattern.format(at + first),) for at in range(len(slots))]
 
 
 def key_names(slots, rng, variety):
     """One path of keys a slot, no two alike."""
-    if variety and rng.random() < 0.08:
-        pattern, first = rng.choice(ANONYMOUS)
-        return [(pattern.format(at + first),) for at in range(len(slots))]
     write = rng.choice(WRITINGS) if variety else snake
     whose = rng.choice(("", "", "", "", "", "", "contact", "customer", "billing", "primary")) if variety else ""
     nested = [group for group in GROUPS if variety and rng.random() < 0.07]
     paths = []
     for slot in slots:
-        names = KINDS.get(SLOTS[slot][0], NOTE_NAMES).split("|")
+        names = (KINDS.get(SLOTS[slot][0]) or NOISE_NAMES[slot]).split("|")
         words = names[int(len(names) * rng.random() ** 3)] if variety else names[0]
         key = write(f"{whose} {words}" if whose and rng.random() < 0.5 else words)
         group = next((name for name, members in nested if slot in members), None)
@@ -182,7 +191,8 @@ def style_choices(rng):
     return {"case": rng.choices(("", "upper", "lower"), (70, 12, 18))[0], "date": int(rng.random() * 7), "phone": int(rng.random() * 10),
             "short_streets": rng.random() < 0.5, "legal": rng.choice(("keep", "keep", "comma", "drop")), "latin": rng.random() < 0.3,
             "umlauts": rng.random() < 0.3, "genders": rng.choice((("F", "M"), ("female", "male"), ("f", "m"), ("Female", "Male"), ("w", "m"), ("2", "1"))),
-            "long_country": rng.random() < 0.5, "short_jobs": int(rng.random() < 0.3), "dot": rng.choice(("", ".")), "ordinals": rng.random() < 0.3,
+            "long_country": rng.random() < 0.5, "short_jobs": int(rng.random() < 0.3), "dashes": rng.random() < 0.25, "dot": rng.choice(("", ".")),
+            "ordinals": rng.random() < 0.3,
             "unit_word": rng.choice(("Apt", "Unit", "Suite", "#", "Flat")),
             "web_prefix": rng.choice(("", "www.", "https://", "https://www.", "http://www."))}
 

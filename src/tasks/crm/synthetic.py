@@ -24,8 +24,9 @@ NEAR_AT = 84                # of 100: values of two entities that a reader would
 NEAR_SHARE = 0.35
 IDENTIFIERS = frozenset(("email", "phone", "tax", "website", "postal"))    # two that look alike are two
 UNKNOWN = ("", "", "", "", "unknown", "n/a", "-", "N/A", "null", "none")
-SAID_UNKNOWN = frozenset("phone email birth birthplace company job industry agency website gender state country tax".split())
+SAID_UNKNOWN = frozenset("first last org phone email birth birthplace company job industry agency website gender state country tax".split())
 UNKNOWN_WORDS = frozenset(UNKNOWN)
+NOISE = {"note": surfaces.remark, "row_id": surfaces.row_id, "stamp": surfaces.time_stamp}     # what records hold beside the facts
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def side(entity, country, kind, number, rng, recipe, slips):
     layout = schemas.schema(kind, number, recipe.variety)
     style = schemas.style(kind, number, recipe.variety, country.locale)
     text = surfaces.written(entity, style, rng)
-    if "note" in layout.visible:
-        text["note"] = surfaces.remark(rng)
+    text |= {field: make(rng) if field != "note" else make(rng, country.words) for field, make in NOISE.items() if field in layout.visible}
     left = surfaces.soil(text, layout.visible, rng, slips)
     empty_some(text, layout.visible, rng)
     return Side(entity, layout, text, left)
@@ -113,7 +113,7 @@ def side(entity, country, kind, number, rng, recipe, slips):
 
 def empty_some(text, visible, rng):
     """Fields that nobody filled; a few say so in a word."""
-    share = one_of(rng, (0, 0.05, 0.1, 0.2, 0.35, 0.6))
+    share = one_of(rng, (0, 0, 0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.35, 0.35, 0.6, 0.7))
     kept = one_of(rng, visible)     # a record says at least one thing
     word = one_of(rng, UNKNOWN)
     for field in visible:
