@@ -126,9 +126,11 @@ report: $(ENV)
 ## make transfer SETS=folder   the shipped model on record sets that it has never seen, beside string similarity, boosting and Splink
 .PHONY: transfer
 SETS ?=
-transfer: $(ENV) $(R)/transfer_synthetic.jsonl
-	$(if $(SETS),,$(error make transfer SETS=<folder>: the folder holds one <set>.jsonl a record set; src/import_pairs.py makes them))
+transfer: transfer-sets $(ENV) $(R)/transfer_synthetic.jsonl
 	$(PYTHON) src/evaluate_transfer.py --model_path models/steward-mini --sets $(SETS) --synthetic $(R)/transfer_synthetic.jsonl --out $(R)/transfer.json
+.PHONY: transfer-sets
+transfer-sets:
+	@$(if $(SETS),,$(error make transfer SETS=<folder>: the folder holds one <set>.jsonl a record set; src/import_pairs.py makes them))
 $(R)/transfer_synthetic.jsonl: src/synthesize.py $(wildcard $(T)/*.py) | $(ENV)
 	$(PYTHON) $< --rows 100000 --out $@ $(TASK_FLAG)
 

@@ -1,6 +1,7 @@
 """Ask about pairs without labels: python src/ask.py '{"name": "Ann Lee", "phone": "5550101"}' '{"full_name": "A. Lee", "phone": "555-0101"}'
 
-Or many: python src/ask.py --pairs pairs.jsonl --out answers.jsonl, one {"record1": {...}, "record2": {...}} a line.
+Or many: python src/ask.py --pairs pairs.jsonl --out answers.jsonl, one {"record1": {...}, "record2": {...}} a line; an "id" beside the
+records is given back with the answer.
 """
 
 import argparse
@@ -20,9 +21,9 @@ SHIPPED = "models/steward-mini"
 def main():
     args = parse_args()
     task = load_task(args.task)
-    cases = cases_of(args, task)
+    pairs = pairs_of(args, task)
     quiet_libraries()
-    answers = answered(args, task, cases)
+    answers = answered(args, task, pairs)
     if args.out:
         with written_whole(args.out) as file:
             file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
@@ -47,21 +48,21 @@ def parse_args():
     return args
 
 
-def cases_of(args, task):
-    """The pairs asked about."""
+def pairs_of(args, task):
+    """(id or nothing, case) of each pair asked about."""
     if args.pairs:
-        return cases_from_file(args.pairs, task)
+        return pairs_from_file(args.pairs, task)
     case = {name: parsed(name, text) for name, text in zip(("record1", "record2"), args.records, strict=True)}
     problems = task.module("data").check_case(case)
     if problems:
         raise UserError("; ".join(problems))
-    return [case]
+    return [({}, case)]
 
 
-def cases_from_file(pairs, task):
+def pairs_from_file(pairs, task):
     """The pairs of a file or of standard input; every wrong line is named."""
     lines = enumerate(sys.stdin, 1) if pairs == "-" else read_lines(existing_file(pairs))
-    cases, problems = [], []
+    found, problems = [], []
     for number, line in lines:
         where = f"{pairs}:{number}"
         if isinstance(line, Exception):
@@ -72,15 +73,17 @@ def cases_from_file(pairs, task):
             except UserError as error:
                 problems.append(str(error))
                 continue
+            named = {"id": row.pop("id")} if isinstance(row, dict) and "id" in row else {}
             case = row["input"] if isinstance(row, dict) and "input" in row else row
-            cases.append(case)
+            found.append((named, case))
             problems += [f"{where}: {problem}" for problem in task.module("data").check_case(case)]
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise UserError(f"{len(problems)} lines are not pairs of records:\n  " + "\n  ".join(problems[:20]) + more)
-    if not cases:
+        what = "1 line is not a pair" if len(problems) == 1 else f"{len(problems)} lines are not pairs"
+        raise UserError(f"{what} of records:\n  " + "\n  ".join(problems[:20]) + more)
+    if not found:
         raise UserError(f"{pairs}: no pair in it; one {{\"record1\": {{...}}, \"record2\": {{...}}}} a line")
-    return cases
+    return found
 
 
 def parsed(where, text):
@@ -90,14 +93,14 @@ def parsed(where, text):
         raise UserError(f"{where}: not JSON ({error})") from error
 
 
-def answered(args, task, cases):
-    """One answer a case, in order, with the verdicts' probabilities; what is not valid JSON says so instead of guessing."""
+def answered(args, task, pairs):
+    """One answer a pair, in order, with the verdicts' probabilities; what is not valid JSON says so instead of guessing."""
     engine = load_engine(args.backend).load(args.model_path, task, model_config(args))
-    schema, found = jsonschema.Draft202012Validator(task.answer_schema), [None] * len(cases)
-    with progress(len(cases), "pairs", "answers") as bar:
-        for at, answer in engine.answers([task.messages(case) for case in cases]):
+    schema, found = jsonschema.Draft202012Validator(task.answer_schema), [None] * len(pairs)
+    with progress(len(pairs), "pairs", "answers") as bar:
+        for at, answer in engine.answers([task.messages(case) for _, case in pairs]):
             told = parsed_answer(answer.text, schema) or {"error": "the model's answer is not valid JSON", "raw": answer.text}
-            found[at] = told | {"probabilities": {label: round(share, 4) for label, share in answer.probabilities.items()}}
+            found[at] = pairs[at][0] | told | {"probabilities": {label: round(share, 4) for label, share in answer.probabilities.items()}}
             bar.update(1)
     return found
 

@@ -31,7 +31,8 @@ from constrained_decode import engine_names, load_engine
 from rows import load_rows
 from tasks import DEFAULT, load_task
 
-SOURCES = ("predict.py", "common.py", "dataset.py", "tasks/__init__.py", "constrained_decode/__init__.py")
+SOURCES = ("predict.py", "common.py", "dataset.py", "tasks/__init__.py", "constrained_decode/__init__.py",
+           "constrained_decode/_automaton.py", "constrained_decode/_tokens.py", "constrained_decode/_guarantee.py")
 
 
 def main():
@@ -50,6 +51,8 @@ def add_arguments(parser, model_required):
     parser.add_argument("--config", help="the model's YAML, for a model that the pipeline did not train (default: what its manifest holds)")
     parser.add_argument("--limit", type=int, help="answer only the first so many rows")
     parser.add_argument("--batch_size", type=int, help="prompts at once (default: 64 on a GPU, 16 on a CPU)")
+    parser.add_argument("--endpoint", help="address of an OpenAI-compatible server, with --backend openai_api; --model_path is then its model's name")
+    parser.add_argument("--unconstrained", action="store_true", help="let the model write what it likes; shows what the JSON guarantee is worth")
     parser.add_argument("--force", action="store_true", help="answer again even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
 
@@ -70,13 +73,16 @@ def predict_unless_done(args, task, out):
         if (given := getattr(args, option)) is not None and given < 1:
             raise UserError(f"--{option} {given}: at least 1")
     load_engine(args.backend)
+    if args.endpoint and args.backend != "openai_api":
+        raise UserError(f"--endpoint {args.endpoint}: only --backend openai_api asks a server")
     config = model_config(args)
     data = Path(args.data or task.under("data") / "test.jsonl")
     existing_file(data, "run make prep first")
     if args.schema and read_json(args.schema) != task.answer_schema:
         raise UserError(f"{args.schema}: differs from the task's own schema {task.schema}; the answers are checked against one schema only")
     fingerprint = sha256_text(json.dumps([config_text(config), model_identity(args.model_path), sha256_file(data), task.system_text, task.answer_schema,
-                                          args.backend, args.limit, args.batch_size, source_hashes(args.backend)], sort_keys=True))
+                                          args.backend, args.limit, args.batch_size, args.unconstrained, args.endpoint, source_hashes(args.backend)],
+                                         sort_keys=True))
     if not args.force and is_done(out, fingerprint):
         print(f"{out} is up to date: same model, rows, prompt and settings")
         return
@@ -129,10 +135,13 @@ def predict(args, task, config, data, out, fingerprint):
     clock = Clock()
     rows = load_rows(data, task)[:args.limit]
     quiet_libraries()
-    engine = load_engine(args.backend).load(args.model_path, task, config, batch_size=args.batch_size)
+    engine = load_engine(args.backend).load(args.model_path, task, config, batch_size=args.batch_size, constrained=not args.unconstrained,
+                                            **({"endpoint": args.endpoint} if args.endpoint else {}))
     answers = in_order(engine.answers([task.messages(row["input"]) for row in rows]), len(rows), "answers")
     swap = getattr(task.module("data"), "swap", None)
-    swapped = in_order(engine.verdicts([task.messages(swap(row["input"])) for row in rows]), len(rows), "swapped verdicts") if swap else [None] * len(rows)
+    # A server that tells no probabilities is not asked for those of the swapped records either.
+    told = swap and all(answer.probabilities for answer in answers)
+    swapped = in_order(engine.verdicts([task.messages(swap(row["input"])) for row in rows]), len(rows), "swapped verdicts") if told else [None] * len(rows)
     schema = jsonschema.Draft202012Validator(task.answer_schema)
     manifest_path(out).unlink(missing_ok=True)
     with written_whole(out) as file:
@@ -158,7 +167,7 @@ def prediction(row, answer, swapped, schema, task):
     return {"id": row_id(row), "input": row["input"], "gold": row["output"], "raw": answer.text, "answer": valid,
             "label": valid[task.label_key] if valid else None, "probabilities": answer.probabilities, "swapped_probabilities": swapped,
             "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
-            "seconds": round(answer.seconds, 6)}
+            "overruled": answer.overruled, "late": answer.late, "seconds": round(answer.seconds, 6)}
 
 
 def parsed_answer(text, schema):

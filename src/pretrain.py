@@ -35,7 +35,7 @@ class Plan:
     """Everything that shapes the weights; --set changes one value."""
 
     pairs: int = 3_200_000          # 6 million were no better on records from elsewhere (LOG.md)
-    seed: int = 2                   # of seeds 1 to 3 the one with the lowest log loss on synthetic rows of held-out names
+    seed: int = 3                   # of seeds 1 to 3 the one with the lowest log loss on validation rows
     width: int = 192
     layers: int = 14
     heads: int = 3

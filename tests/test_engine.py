@@ -1,4 +1,4 @@
-"""The plain engine answers every row, and neither batching nor padding changes what it thinks. A stand-in with random weights is enough for both."""
+"""The Transformers engine answers every row with valid JSON, and neither batching, padding nor guessing changes what it writes. Random weights suffice."""
 
 import ast
 import dataclasses
@@ -6,19 +6,21 @@ import os
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 
 import dataset
 import make_standin
-from common import ROOT, UserError
+from common import ROOT, UserError, parse_json
 from config import load_config
 from constrained_decode import engine_names, load_engine
+from constrained_decode.hf import Writing
 from tasks import load_task
 from tasks.crm.data import swap
 from tasks.crm.synthetic import rows as synthetic_rows
 
 TASK = load_task()
-N_NEW_TOKENS = 12
+N_NEW_TOKENS = 40
 ENGINE_FILES = sorted(path.stem for path in (ROOT / "src" / "constrained_decode").glob("*.py"))
 
 
@@ -40,10 +42,10 @@ def folder(tmp_path_factory, conversations):
     return folder
 
 
-def engine(folder, batch_size=4, **gen):
+def engine(folder, batch_size=4, constrained=True, **gen):
     config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={folder}"])
-    gen = {"temperature": 0.0, "max_new_tokens": N_NEW_TOKENS} | gen
-    return load_engine("hf").load(folder, TASK, dataclasses.replace(config, gen=dataclasses.replace(config.gen, **gen)), batch_size=batch_size)
+    gen = dataclasses.replace(config.gen, **{"temperature": 0.0, "max_new_tokens": N_NEW_TOKENS} | gen)
+    return load_engine("hf").load(folder, TASK, dataclasses.replace(config, gen=gen), batch_size=batch_size, constrained=constrained)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,8 @@ def test_every_row_has_one_answer_under_its_own_position(by_four, one_by_one, co
     for position, answer in answers:
         assert answer.prompt_tokens == len(by_four.chat.prompt_ids(conversations[position]))
         assert 0 < answer.completion_tokens <= N_NEW_TOKENS and answer.seconds > 0
-        assert answer.finish_reason == "stop" or answer.finish_reason == "length" and answer.completion_tokens == N_NEW_TOKENS
+        assert answer.finish_reason == "stop" and jsonschema.Draft202012Validator(TASK.answer_schema).is_valid(parse_json(answer.text))
+        assert max(answer.probabilities, key=answer.probabilities.get) == parse_json(answer.text)["result"], "the verdict is the model's"
     alone = dict(one_by_one.answers(conversations))
     assert {position: answer.text for position, answer in answers} == {position: answer.text for position, answer in alone.items()}
 
@@ -93,77 +96,80 @@ def test_verdicts_are_those_of_a_plain_forward_pass(by_four, conversations):
         assert list(shares.values()) == pytest.approx((of_labels / of_labels.sum()).tolist(), abs=1e-5)
 
 
-def plain_texts(one, conversations, **options):
-    """What `generate` writes row by row, nothing guessed: (text, tokens) of each."""
-    import torch
-
-    found = []
-    for messages in conversations:
-        ids = torch.tensor([one.chat.prompt_ids(messages)])
-        output = one.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=one.gen.max_new_tokens, do_sample=False,
-                                    eos_token_id=one.end_ids, pad_token_id=one.chat.pad_id, **options)[0, ids.shape[1]:].tolist()
-        found.append(one._answer([], output, {}, 0.0))
-    return [(answer.text, answer.completion_tokens, answer.finish_reason) for answer in found]
-
-
 def written(one, conversations):
     answers = dict(one.answers(conversations))
-    return [(answers[at].text, answers[at].completion_tokens, answers[at].finish_reason) for at in range(len(conversations))]
+    return [(answers[at].text, answers[at].completion_tokens, answers[at].overruled, answers[at].late) for at in range(len(conversations))]
 
 
 @pytest.mark.slow
-def test_guessing_changes_no_text_where_the_model_writes_no_opening(by_four, one_by_one, conversations):
-    """A random model never writes the answer's opening: what it wrote instead must show, also when earlier answers are guessed."""
-    expected = plain_texts(one_by_one, conversations)
-    assert not any(text.startswith('{"result"') for text, *_ in expected) and len(set(expected)) > 3
+def test_without_the_guarantee_the_engine_is_generate(folder, conversations):
+    import torch
+
+    free = engine(folder, constrained=False)
+    for position, answer in free.answers(conversations):
+        ids = torch.tensor([free.chat.prompt_ids(conversations[position])])
+        output = free.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=N_NEW_TOKENS, do_sample=False,
+                                     eos_token_id=free.end_ids, pad_token_id=free.chat.pad_id)[0, ids.shape[1]:].tolist()
+        ended = next((at for at, token in enumerate(output) if token in free.end_ids), None)
+        assert answer.text == free.chat.tokenizer.decode(output[:ended]) and answer.completion_tokens == (len(output) if ended is None else ended + 1)
+        assert not answer.text.startswith('{"result"'), "a model of chance writes no JSON by itself, or the guarantee proves nothing"
+
+
+@pytest.fixture(scope="module")
+def step_by_step(folder, conversations):
+    """Every token by `generate`, each under the guarantee: nothing guessed, nothing fed ahead."""
+    one = engine(folder)
+    one.rewinds = False
+    return written(one, conversations)
+
+
+@pytest.mark.slow
+def test_guessing_changes_no_text(by_four, one_by_one, conversations, step_by_step):
+    assert len({text for text, *_ in step_by_step}) > 3 and sum(overruled for *_, overruled, _ in step_by_step) > 0
     for one in (by_four, one_by_one):
-        assert written(one, conversations) == expected and one.guesses.next
-        assert written(one, conversations) == expected, "the second time everything is guessed"
+        assert written(one, conversations) == step_by_step and one.guesses.next
+        assert written(one, conversations) == step_by_step, "the second time everything is guessed"
         one.guesses.next = dict.fromkeys(one.guesses.next, 7)
-        assert written(one, conversations) == expected, "wrong guesses leave no trace"
+        assert written(one, conversations) == step_by_step, "wrong guesses leave no trace"
+        one.guesses.next = dict.fromkeys(one.guesses.next, one.end_ids[0])
+        assert written(one, conversations) == step_by_step, "nor do guesses that end too early"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_wrong", [0, 1])
-def test_the_opening_is_taken_as_far_as_the_model_writes_it(folder, conversations, n_wrong):
-    """Openings made of the model's own first tokens, for some rows right and for others wrong from some place on."""
+def test_every_budget_from_the_least_on_is_kept_and_a_smaller_one_refused(folder, conversations):
     one = engine(folder)
-    expected = plain_texts(one, conversations)
-    first = one.chat.prompt_ids(conversations[0])
-    ids = one._plain([first])[0][0]
-    one.branch = dataset.Branch(ids[:3 - n_wrong] + [7] * n_wrong, one.branch.token_of)
-    assert written(one, conversations) == expected
-    shares = dict(one.answers(conversations))
-    for position, plain in one.verdicts(conversations):
-        assert shares[position].probabilities == pytest.approx(plain, abs=1e-5)
+    least = len(one.branch.opening) + max(len(ids) + one.guarantee.tables.shortest(state) for ids, state in one.settled.values())
+    for budget in (least, least + 1, least + 2):
+        for rewinds in (True, False):
+            tight = engine(folder, max_new_tokens=budget)
+            tight.rewinds = rewinds
+            found = written(tight, conversations)
+            assert all(jsonschema.Draft202012Validator(TASK.answer_schema).is_valid(parse_json(text)) and n <= budget for text, n, *_ in found)
+            assert any(late for *_, late in found), "the budget must have cut in"
+    with pytest.raises(UserError, match=f"max_new_tokens is {least - 1}"):
+        engine(folder, max_new_tokens=least - 1)
 
 
 @pytest.mark.slow
-def test_rows_end_at_their_end_token_wherever_a_guess_ran_past_it(folder, conversations):
-    """End tokens are taken from the model's own texts, so that rows end at different steps and others reach the length."""
-    one = engine(folder, batch_size=5)
-    tokens = [one._plain([one.chat.prompt_ids(messages)])[0][0] for messages in conversations]
-    one.end_ids = [tokens[0][4], tokens[1][7]]
-    expected = plain_texts(one, conversations)
-    assert {reason for *_, reason in expected} == {"stop", "length"}
-    assert written(one, conversations) == expected == written(one, conversations)
+def test_prompts_beyond_what_the_model_reads_are_refused_with_their_numbers(by_four, conversations):
+    long = TASK.messages({"record1": {"name": "long " * 5000}, "record2": {}})
+    with pytest.raises(UserError, match=r"1 of 3 prompts are too long.*shorten the records of pair 2"):
+        list(by_four.answers([conversations[0], long, conversations[1]]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", [1, 2, 3])
-def test_no_answer_is_longer_than_its_budget(folder, conversations, budget):
-    one = engine(folder, max_new_tokens=budget)
-    one.guesses.learn(list(range(20)))
-    assert written(one, conversations) == plain_texts(one, conversations)
+def test_of_equally_likely_verdicts_the_one_for_a_person_is_taken(by_four):
+    import torch
+
+    logits = torch.zeros(1, by_four.model.config.vocab_size)
+    assert by_four._chosen_labels(logits) == [TASK.review_label]
 
 
-@pytest.mark.slow
-def test_a_model_that_cannot_rewind_is_left_to_generate(folder, conversations, monkeypatch):
-    one = engine(folder)
-    expected = written(one, conversations)
-    monkeypatch.setattr(one, "rewinds", False)
-    monkeypatch.setattr(one, "_guessed", None)
-    assert written(one, conversations) == expected
+def test_weights_that_the_manifest_does_not_name_are_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"weights_sha256": "0"}')
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match="damaged or another model's"):
+        load_engine("hf").check_whole(tmp_path)
 
 
 @pytest.mark.slow
@@ -174,7 +180,7 @@ def test_tokens_are_drawn_in_the_shares_that_temperature_and_top_p_leave(folder)
     one, logits = engine(folder, temperature=0.7, top_p=0.8), torch.randn(1, 12, generator=torch.Generator().manual_seed(3)) * 2
     expected = TopPLogitsWarper(0.8)(None, TemperatureLogitsWarper(0.7)(None, logits)).softmax(-1)[0]
     torch.manual_seed(1)
-    drawn = torch.tensor(one._choose(logits.expand(4, 5000, 12)))
+    drawn = one._drawn(logits.expand(4, 5000, 12))
     shares = drawn.flatten().bincount(minlength=12) / drawn.numel()
     assert 2 < (expected > 0).sum() < 12 and not shares[expected == 0].any()
     assert shares.tolist() == pytest.approx(expected.tolist(), abs=0.015)
@@ -188,9 +194,9 @@ def test_a_temperature_near_zero_draws_what_greedy_takes(folder, by_four, conver
 @pytest.mark.slow
 def test_the_answer_ends_before_the_end_token_and_says_why(by_four, conversations):
     end, other = by_four.end_ids[0], by_four.chat.ids("a")[0]
-    stopped = by_four._answer([1, 2], [other, other, end, by_four.chat.pad_id], {}, 0.1)
+    stopped = by_four._answer([1, 2], Writing([other, other, end, by_four.chat.pad_id]), {}, 0.1)
     assert (stopped.text, stopped.finish_reason, stopped.completion_tokens, stopped.prompt_tokens) == ("aa", "stop", 3, 2)
-    cut = by_four._answer([1], [other] * 3, {}, 0.1)
+    cut = by_four._answer([1], Writing([other] * 3), {}, 0.1)
     assert (cut.text, cut.finish_reason, cut.completion_tokens) == ("aaa", "length", 3)
 
 

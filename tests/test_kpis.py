@@ -15,6 +15,7 @@ from sklearn import metrics as sklearn_metrics
 import evaluate_kpis
 import families
 import predict
+from constrained_decode import Answer
 from tasks import load_task
 from tasks.crm import kpis as crm
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -173,13 +174,12 @@ def test_a_prediction_is_one_line_whatever_the_texts_hold(tmp_path, monkeypatch)
     """Lone surrogates have no UTF-8; a model may write their escape, and a record may hold one."""
     odd = "\\ud800 \u2028 \x85"
     row = {"input": {"record1": {"a": "\udc00\u2028"}, "record2": {}}, "output": {"result": "POSSIBLE", "reasoning": "x"}}
-    answer = SimpleNamespace(text=f'{{"result":"POSSIBLE","reasoning":"{odd}"}}', probabilities=CHANCES, finish_reason="stop",
-                             prompt_tokens=1, completion_tokens=1, seconds=0.1)
+    answer = Answer(f'{{"result":"POSSIBLE","reasoning":"{odd}"}}', "stop", 1, 1, CHANCES, 0.1)
     engine = SimpleNamespace(load=lambda *_, **__: engine, facts={}, answers=lambda prompts: [(0, answer)], verdicts=lambda prompts: [(0, CHANCES)])
     monkeypatch.setattr(predict, "load_engine", lambda name: engine)
     monkeypatch.setattr(predict, "identity", lambda *_: {})
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    args = SimpleNamespace(limit=None, batch_size=None, backend="hf", model_path=tmp_path)
+    args = SimpleNamespace(limit=None, batch_size=None, unconstrained=False, endpoint=None, backend="hf", model_path=tmp_path)
     predict.predict(args, TASK, SimpleNamespace(gen=SimpleNamespace()), tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "f")
     [written] = (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert json.loads(written)["input"] == row["input"] and json.loads(written)["answer"]["reasoning"] == json.loads(f'"{odd}"')
@@ -187,7 +187,8 @@ def test_a_prediction_is_one_line_whatever_the_texts_hold(tmp_path, monkeypatch)
 
 def test_a_baseline_that_writes_no_text_has_no_text_kpis():
     found = scored([predicted(LABELS[at % 3], LABELS[at % 2], CHANCES, CHANCES, raw=None) for at in range(12)])["kpis"]
-    for name in ("json_valid_pct", "cut_at_budget_pct", "faithful_pct", "invented_pct", "fields_named_pct"):
+    for name in ("json_valid_pct", "json_valid_raw_pct", "closed_at_budget_pct", "mask_overruled_pct",
+                 "cut_at_budget_pct", "faithful_pct", "invented_pct", "fields_named_pct"):
         assert found[name]["value"] is None and found[name]["ci95"] is None and found[name]["n"] == 0
     assert found["accuracy"]["value"] is not None and found["ece"]["n"] == 12
 

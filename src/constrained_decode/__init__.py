@@ -1,4 +1,5 @@
-"""One file an engine. An engine module has `load(model_path, task, config)`; what it returns answers messages.
+"""The guarantee that an answer fits its schema (_automaton.py, _tokens.py, _guarantee.py), and one file an engine. An engine module has
+`load(model_path, task, config, batch_size=None, constrained=True)`; what it returns answers messages.
 
     engine.answers(list of messages)  -> yields (position, Answer), in the engine's own order
     engine.verdicts(list of messages) -> yields (position, {label: probability}), without generating
@@ -21,6 +22,8 @@ class Answer:
     completion_tokens: int
     probabilities: dict[str, float]  # of each verdict, read where the verdict is decided
     seconds: float                  # the batch's time over its rows: what one answer cost
+    overruled: int = 0              # steps at which the model's first choice would have broken the schema
+    late: int = 0                   # steps at which it came too late: behind it the answer could not have been ended within the budget
 
 
 def engine_names():

@@ -1,0 +1,99 @@
+"""Whatever the weights and the sampling: an answer that fits the schema, ended within the token budget, its verdict the model's own choice.
+
+The automaton's state of each row and its counters are tensors beside the logits; a step gathers, compares and masks, and never waits for
+the host. A token is admitted if the answer can still be finished behind it with the tokens that are left, so there is always one.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+from common import UserError, to_json
+from constrained_decode import _automaton, _tokens
+
+
+@dataclass
+class Rows:
+    """Where each row stands in its answer. Tensors of any one shape."""
+
+    state: object
+    counter: object     # characters of the string that the row is writing
+    left: object        # tokens that may still be written, the end token among them
+
+
+class Guarantee:
+    """The tables of one schema for one vocabulary, on one device."""
+
+    def __init__(self, automaton, tables, texts, end_id, max_new_tokens, device):
+        import torch
+
+        self.automaton, self.tables, self.texts, self.end_id, self.max_new_tokens, self.device = automaton, tables, texts, end_id, max_new_tokens, device
+        for name in ("class_of", "next", "need", "fewest", "most", "inside", "added"):
+            setattr(self, name, torch.as_tensor(getattr(tables, name), device=device).long())
+        self.leaves = torch.as_tensor(tables.leaves, device=device)
+
+    def rows(self, n, state=None, spent=0):
+        """n rows behind the same bytes."""
+        import torch
+
+        state = self.automaton.start if state is None else state
+        needed = self.tables.shortest(state)
+        if needed > self.max_new_tokens - spent:
+            raise UserError(f"gen.max_new_tokens is {self.max_new_tokens}, and the shortest answers take {needed + spent} tokens with this tokenizer; raise it")
+        return Rows(*(torch.full((n,), value, device=self.device) for value in (state, 0, self.max_new_tokens - spent)))
+
+    def state_behind(self, ids):
+        """The automaton's state behind tokens that stand before any free text; a space that a tokenizer puts before its first word is none."""
+        state = self.automaton.walk(b"".join(self.texts[token] or b"\0" for token in ids).lstrip(b" "))
+        if not state:
+            raise UserError("the answer's opening, as this tokenizer writes it, is not what the schema allows; is the task's label its schema's first key?")
+        return state
+
+    def behind(self, ids):
+        """(state, counter, tokens left) behind an answer's tokens from its beginning."""
+        a, state, counter = self.automaton, self.automaton.start, 0
+        for byte in b"".join(self.texts[token] or b"\0" for token in ids).lstrip(b" "):
+            begins, inside = a.begins_character(state, byte), a.string[state]
+            state = a.edges[state].get(byte, 0)
+            counter = counter + begins if a.string[state] == inside and inside else 0
+        return state, counter, self.max_new_tokens - len(ids)
+
+    def within(self, rows):
+        """(classes that fit the schema, those of them behind which the answer can still be finished)."""
+        state, counter = rows.state[..., None], rows.counter[..., None]
+        target, leaves = self.next[rows.state], self.leaves[rows.state]
+        length = counter + self.added[rows.state]
+        bound = self.most[state].where(leaves | (self.inside[state] > 0), self.most[target])
+        fits = (target > 0) & (length <= bound) & ~(leaves & (length < self.fewest[state]))
+        behind = length.where((self.inside[target] > 0) & ~leaves, 0)
+        need = self.need[target] + (self.fewest[target] - behind).clamp(min=0)
+        return fits, fits & (need < rows.left[..., None].clamp(min=1))
+
+    def masked(self, logits, rows):
+        """(logits of the admitted tokens, whether the likeliest token of all broke the schema, whether it only came too late)."""
+        fits, admitted = self.within(rows)
+        column = self.class_of[:logits.shape[-1]]
+        likeliest = column[logits.argmax(-1)][..., None]
+        broke, late = ~fits.gather(-1, likeliest)[..., 0], ~admitted.gather(-1, likeliest)[..., 0]
+        return logits.masked_fill(~admitted[..., column], float("-inf")), broke, late & ~broke
+
+    def advanced(self, rows, tokens):
+        """The rows behind one more token each; behind one that is not admitted a row stands nowhere."""
+        column, done = self.class_of[tokens], self.tables.done
+        target, leaves, added = (table[rows.state, column] for table in (self.next, self.leaves, self.added))
+        target = target.where(rows.state != done, done)     # what fills up a finished row
+        counter = (rows.counter + added).where((self.inside[target] > 0) & ~leaves, 0)
+        return Rows(target, counter, rows.left - 1)
+
+    def is_done(self, rows):
+        return rows.state == self.tables.done
+
+
+def guarantee_for(schema, tokenizer, n_tokens, end_id, max_new_tokens, device):
+    return Guarantee(*laid_over(to_json(schema), tokenizer, n_tokens, end_id), end_id, max_new_tokens, device)
+
+
+@lru_cache(maxsize=16)
+def laid_over(schema_text, tokenizer, n_tokens, end_id):
+    automaton, texts = _automaton.compile_schema(json.loads(schema_text)), _tokens.token_bytes(tokenizer, n_tokens)
+    return automaton, _tokens.lay_over(automaton, texts, end_id), texts

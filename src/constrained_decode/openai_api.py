@@ -1,0 +1,187 @@
+"""Any OpenAI-compatible endpoint: a running vLLM, SGLang or llama.cpp server, or a hosted one.
+
+The server's own constraint does the work; what it leaves open at the token budget is closed here, never its verdict. Every request ends
+as an answer or as a counted failure, and a failure is no verdict. Before anything is asked, a canary shows that the constraint is obeyed.
+"""
+
+import json
+import os
+import secrets
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import jsonschema
+
+from common import UserError, parse_json
+from constrained_decode import Answer, _automaton
+
+ENDPOINT = "http://localhost:8000/v1"
+CONCURRENCY = 16
+TIMEOUT_S = 60.0        # without a byte
+TRIES = 4               # of a request that the server is too busy for
+LONGEST_WAIT_S = 20.0   # before trying again, whatever the server asks for
+TOP_LOGPROBS = 20
+VERDICT_TOKENS = 24     # enough to get past the verdict however the server spells the opening
+BUSY = (429, 502, 503)
+
+
+def load(model_path, task, config, batch_size=None, constrained=True, endpoint=None):
+    """model_path is the name that the server knows the model by."""
+    engine = Engine(str(model_path), task, config.gen, batch_size or CONCURRENCY, constrained, (endpoint or ENDPOINT).rstrip("/"))
+    engine.check()
+    return engine
+
+
+class Failure(Exception):
+    """One request came to nothing; the first word says in what way."""
+
+
+class Engine:
+    def __init__(self, model, task, gen, concurrency, constrained, endpoint):
+        import httpx2
+
+        self.model, self.task, self.gen, self.concurrency, self.constrained, self.endpoint = model, task, gen, concurrency, constrained, endpoint
+        self.schema, self.automaton = jsonschema.Draft202012Validator(task.answer_schema), _automaton.compile_schema(task.answer_schema)
+        key = os.environ.get("OPENAI_API_KEY")
+        self.client = httpx2.Client(timeout=httpx2.Timeout(TIMEOUT_S, connect=5.0), headers={"Authorization": f"Bearer {key}"} if key else {},
+                                   limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency))
+        self.outcomes = Counter()
+        self.facts = {"endpoint": endpoint, "served_model": model, "concurrency": concurrency,
+                      "decoding": "server's json_schema, closed here at the budget" if constrained else "unconstrained", "outcomes": self.outcomes}
+
+    def check(self):
+        """The server is there, knows the model, and obeys a schema that no model would follow unasked."""
+        word = f"canary-{secrets.token_hex(4)}"
+        schema = {"type": "object", "properties": {"sign": {"const": word}}, "required": ["sign"], "additionalProperties": False}
+        try:
+            answered = self._asked([{"role": "user", "content": "Say hello."}], 40, schema if self.constrained else None)
+        except Failure as failure:
+            raise UserError(f"{self.endpoint}: {failure}; is the server up, and is '{self.model}' the name it serves the model by?") from None
+        if self.constrained and not follows(answered["choices"][0]["message"]["content"], schema):
+            raise UserError(f"{self.endpoint}: the server answers but ignores response_format json_schema, so its answers would be free text; "
+                            "start it with structured outputs, or update it (their options were renamed more than once)")
+
+    def answers(self, conversations):
+        yield from self._all(self._answer, conversations)
+
+    def verdicts(self, conversations):
+        yield from self._all(self._verdict, conversations)
+
+    def _all(self, ask, conversations):
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            waiting = {pool.submit(ask, messages): at for at, messages in enumerate(conversations)}
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+
+    def _answer(self, messages):
+        start = time.perf_counter()
+        try:
+            answered = self._asked(messages, self.gen.max_new_tokens, self.task.answer_schema if self.constrained else None)
+            choice, usage = answered["choices"][0], answered.get("usage") or {}
+            text = choice["message"]["content"] or ""
+        except Failure as failure:
+            self.outcomes[str(failure).split(":")[0]] += 1
+            return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start)
+        whole = text if self._is_valid(text) or not self.constrained else _automaton.closed(self.automaton, text)
+        self.outcomes["valid" if whole == text else "closed at the budget" if whole else "not valid"] += 1
+        return Answer(whole or text, choice.get("finish_reason") or "stop", usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0),
+                      self._probabilities(choice), time.perf_counter() - start, late=int(whole is not None and whole != text))
+
+    def _verdict(self, messages):
+        """The verdict's probabilities from the first tokens; where the server tells none a run cannot go on."""
+        try:
+            found = self._probabilities(self._asked(messages, VERDICT_TOKENS, self.task.answer_schema if self.constrained else None)["choices"][0])
+        except Failure as failure:
+            raise UserError(f"{self.endpoint}: {failure}") from None
+        if not found:
+            raise UserError(f"{self.endpoint}: the server's answer holds no logprobs at the verdict; verdict probabilities need them")
+        return found
+
+    def _asked(self, messages, max_tokens, schema):
+        """The server's answer to one request; busy servers are asked again, as late as they wish."""
+        import httpx2
+
+        body = {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": self.gen.temperature, "top_p": self.gen.top_p,
+                "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        if schema:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+        for attempt in range(TRIES):
+            try:
+                response = self.client.post(f"{self.endpoint}/chat/completions", json=body)
+            except httpx2.TimeoutException as error:
+                raise Failure(f"timeout: no byte for {TIMEOUT_S:.0f} s ({type(error).__name__})") from None
+            except httpx2.ConnectError as error:
+                raise Failure(f"not reachable: {error}") from None
+            except httpx2.HTTPError as error:
+                raise Failure(f"connection cut: {type(error).__name__}") from None
+            if response.status_code not in BUSY or attempt == TRIES - 1:
+                return checked(response)
+            self.outcomes["asked again"] += 1
+            time.sleep(min(LONGEST_WAIT_S, wished_wait(response) or 2**attempt / 4))
+        raise AssertionError("unreachable")
+
+    def _is_valid(self, text):
+        return follows(text, self.task.answer_schema)
+
+    def _probabilities(self, choice):
+        """Each label's share where its first letter was written; None where the server tells no log-probabilities there."""
+        import math
+
+        tokens = ((choice.get("logprobs") or {}).get("content")) or []
+        opening, written = f'"{self.task.label_key}":"', ""
+        for token in tokens:
+            before, written = written, written + token["token"]
+            if (at := unspaced(written).find(opening)) >= 0 and len(unspaced(written)) > at + len(opening):
+                # A token may hold the opening's end and the label's beginning.
+                lead = token["token"][:len(token["token"]) - len(rest_behind(written, opening))] if opening not in unspaced(before) else ""
+                shares = dict.fromkeys(self.task.labels, 0.0)
+                for other in token.get("top_logprobs") or ():
+                    spelled = other["token"][len(lead):] if other["token"].startswith(lead) else ""
+                    for label in self.task.labels:
+                        if spelled and (label.startswith(spelled) or spelled.startswith(label)):
+                            shares[label] += math.exp(other["logprob"])
+                total = sum(shares.values())
+                return {label: share / total for label, share in shares.items()} if total > 0 else None
+        return None
+
+
+def unspaced(text):
+    return "".join(text.split())
+
+
+def rest_behind(text, opening):
+    """What stands behind the opening, whose JSON may be spaced."""
+    at = 0
+    for letter in opening:
+        at = text.index(letter, at) + 1
+    return text[at:]
+
+
+def wished_wait(response):
+    try:
+        return float(response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+
+
+def checked(response):
+    """The body of a good response, else a Failure that says what the server said."""
+    if response.status_code != 200:
+        said = response.text.strip().replace("\n", " ")[:200]
+        kind = {401: "not allowed: the API key is missing or wrong (OPENAI_API_KEY)", 403: "not allowed: the API key may not use this model",
+                404: "not found: wrong model name or address"}.get(response.status_code, f"status {response.status_code}")
+        raise Failure(f"{kind}: {said}" if said else kind)
+    try:
+        body = json.loads(response.content)
+        _ = body["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise Failure("not an answer: the server sent something else than a chat completion") from None
+    return body
+
+
+def follows(text, schema):
+    try:
+        return jsonschema.Draft202012Validator(schema).is_valid(parse_json(text or ""))
+    except (ValueError, RecursionError):
+        return False
