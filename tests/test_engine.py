@@ -151,6 +151,14 @@ def test_every_budget_from_the_least_on_is_kept_and_a_smaller_one_refused(folder
 
 
 @pytest.mark.slow
+def test_guesses_that_lead_beyond_the_budget_do_no_harm_when_tokens_are_drawn(folder, conversations):
+    """Behind a guess that fits the schema but not the budget nothing is admitted, and nothing can be drawn."""
+    hot = engine(folder, batch_size=3, temperature=1.5, max_new_tokens=24)
+    texts = [text for text, *_ in written(hot, [*conversations, *conversations])]
+    assert hot.guesses.next and all(jsonschema.Draft202012Validator(TASK.answer_schema).is_valid(parse_json(text)) for text in texts)
+
+
+@pytest.mark.slow
 def test_prompts_beyond_what_the_model_reads_are_refused_with_their_numbers(by_four, conversations):
     long = TASK.messages({"record1": {"name": "long " * 5000}, "record2": {}})
     with pytest.raises(UserError, match=r"1 of 3 prompts are too long.*shorten the records of pair 2"):

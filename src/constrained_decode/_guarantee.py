@@ -70,8 +70,12 @@ class Guarantee:
         return fits, fits & (need < rows.left[..., None].clamp(min=1))
 
     def masked(self, logits, rows):
-        """(logits of the admitted tokens, whether the likeliest token of all broke the schema, whether it only came too late)."""
+        """(logits of the admitted tokens, whether the likeliest token of all broke the schema, whether it only came too late).
+
+        Where an answer stands, something is always admitted; behind a wrong guess nothing may be, and what is chosen there is dropped.
+        """
         fits, admitted = self.within(rows)
+        admitted = admitted | ~admitted.any(-1, keepdim=True)
         column = self.class_of[:logits.shape[-1]]
         likeliest = column[logits.argmax(-1)][..., None]
         broke, late = ~fits.gather(-1, likeliest)[..., 0], ~admitted.gather(-1, likeliest)[..., 0]

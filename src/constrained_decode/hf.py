@@ -173,11 +173,11 @@ class Engine:
 
         width = max(map(len, guesses)) + 1
         n_new = [len(one.ids) - one.n_fed for one in written]
-        rows, standing = self._standing(written, guesses, width)
+        rows = self._places(written, guesses, width)
         places = torch.tensor(n_new, device=logits.device)[:, None] - 1 + torch.arange(width, device=logits.device)
         places = places.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[-1])
         allowed, broke, late = self.guarantee.masked(logits.gather(1, places).float(), rows)
-        chosen, broke, late = self._drawn(allowed.where(standing[..., None], 0.0)).tolist(), broke.tolist(), late.tolist()
+        chosen, broke, late = self._drawn(allowed).tolist(), broke.tolist(), late.tolist()
         n_before = []
         for at, (one, guess) in enumerate(zip(written, guesses, strict=True)):
             n_right = next((place for place, token in enumerate(guess) if chosen[at][place] != token or token == self.end_ids[0]), len(guess))
@@ -188,8 +188,8 @@ class Engine:
             n_before.append(n_new[at] + n_right)
         return n_before
 
-    def _standing(self, written, guesses, width):
-        """Where the automaton stands at each place of a row's guess, and which places are there to be chosen at."""
+    def _places(self, written, guesses, width):
+        """Where the automaton stands at each place of a row's guess."""
         import torch
 
         rows = self._rows_of(written)
@@ -197,8 +197,7 @@ class Engine:
         places = [rows]
         for at in range(width - 1):
             places.append(self.guarantee.advanced(places[-1], ahead[:, at]))
-        rows = Rows(*(torch.stack([getattr(place, name) for place in places], 1) for name in ("state", "counter", "left")))
-        return rows, (rows.state > 0) & (rows.state != self.guarantee.tables.done)
+        return Rows(*(torch.stack([getattr(place, name) for place in places], 1) for name in ("state", "counter", "left")))
 
     def _rows_of(self, written):
         """The automaton behind each row's text, read anew from its tokens: a few dozen look-ups beside a pass of the model."""
