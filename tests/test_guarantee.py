@@ -18,6 +18,7 @@ from constrained_decode._guarantee import Guarantee
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
+torch.set_num_threads(1)    # steps this small cost more to share out among threads than to do
 TASK = load_task()
 SCHEMA = TASK.answer_schema
 BUDGET = 64
@@ -25,7 +26,7 @@ BUDGET = 64
 KINDS = {"small": 1_024, "padded": 151_936, "sentencepiece": 32_768}
 TEMPERATURES = (0.0, 0.1, 1.5)
 # Answers of each temperature and adversary: 10,008 in all, fewer where a step costs more.
-ROWS = {"small": 980, "padded": 12, "sentencepiece": 120}
+ROWS = {"small": 980, "padded": 6, "sentencepiece": 126}
 
 
 @lru_cache
@@ -108,9 +109,9 @@ def test_every_answer_is_valid_whatever_the_model_wishes(kind, adversary):
         wishes = model_of_chance(kind, ROWS[kind], 7, adversary)
         problems = [problem for ids in written(kind, ROWS[kind], temperature, wishes, guarantee) if (problem := problem_of(kind, ids))]
         assert not problems, f"{len(problems)} of {ROWS[kind]}: {problems[:3]}"
-        free = written(kind, 20, temperature, model_of_chance(kind, 20, 7, adversary))
+        free = written(kind, 5, temperature, model_of_chance(kind, 5, 7, adversary))
         broken_without += sum(problem_of(kind, ids) is not None for ids in free)
-    assert broken_without == 20 * len(TEMPERATURES), "a model of chance writes no JSON by itself; a judge that finds nothing wrong with it judges nothing"
+    assert broken_without == 5 * len(TEMPERATURES), "a model of chance writes no JSON by itself; a judge that finds nothing wrong with it judges nothing"
 
 
 @pytest.mark.slow
