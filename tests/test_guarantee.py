@@ -18,7 +18,6 @@ from constrained_decode._guarantee import Guarantee
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
-torch.set_num_threads(1)    # steps this small cost more to share out among threads than to do
 TASK = load_task()
 SCHEMA = TASK.answer_schema
 BUDGET = 64

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-import make_standin
 import measure_speed
 from common import ROOT, UserError, run
 from marked_text import marker
@@ -32,16 +31,13 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speed")
     rows = list(synthetic_rows(90, 3))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    tokenizer, model = make_standin.make([message["content"] for row in rows for message in TASK.messages(row["input"])], seed=1)
-    tokenizer.save_pretrained(folder / "model")
-    model.save_pretrained(folder / "model")
-    config = folder / "model.yaml"
-    config.write_text((ROOT / "configs/standin.yaml").read_text().replace("max_new_tokens: 64", "max_new_tokens: 6"))
     (folder / "README.md").write_text(f"before\n{marker(MARK, 'begin')} old {marker(MARK, 'end')}\nafter\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        assert call("--model_path", folder / "model", "--config", config, "--data", folder / "rows.jsonl", "--rows", 7, "--repeats", 3, "--threads", 1,
-                    "--out", folder / "speed.json", "--into", folder / "README.md") == 0
+        patch.setattr(measure_speed, "WARM_UP_ROWS", 2)
+        # The model that ships with the project closes its answers by itself, so the plain loop's texts are whole too.
+        assert call("--model_path", ROOT / "models/steward-mini", "--config", ROOT / "configs/steward_mini.yaml", "--data", folder / "rows.jsonl",
+                    "--rows", 6, "--repeats", 3, "--threads", 1, "--out", folder / "speed.json", "--into", folder / "README.md") == 0
     return folder
 
 
@@ -50,8 +46,8 @@ def test_every_contender_answers_every_repeat_and_the_texts_are_the_plain_loops(
     facts = json.loads((report / "speed.json").read_text())
     assert set(facts["seconds_per_pair"]) == set(facts["ratios"]) == set(measure_speed.TITLES)
     assert all(len(times) == 3 and min(times) > 0 for times in facts["seconds_per_pair"].values())
-    assert facts["same_text_as_plain_one"] == {"plain_batched": 7, "answer_one": 7, "answer_batched": 7}
-    assert (facts["rows"], facts["threads"], facts["boosting"]["rows"], facts["engine"]["device"]) == (7, 1, 90 - 7 - measure_speed.WARM_UP_ROWS, "cpu")
+    assert facts["same_text_as_plain_one"] == {"plain_batched": 6, "answer_one": 6, "answer_batched": 6}
+    assert (facts["rows"], facts["threads"], facts["boosting"]["rows"], facts["engine"]["device"]) == (6, 1, 90 - 6 - 2, "cpu")
 
 
 @pytest.mark.slow
