@@ -18,7 +18,8 @@ SET ?=
 LIMIT ?=
 FORCE ?=
 # Processes for training: one for each GPU, one on a CPU.
-GPUS ?= $(or $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)),1)
+GPU := $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .))
+GPUS ?= $(or $(GPU),1)
 # Another root for everything generated; `make demo` works under demo/ and leaves your own data alone.
 WORK ?=
 # An interpreter that has the packages already (the Docker image sets it); empty: make builds an environment.
@@ -27,7 +28,7 @@ PY ?=
 MODELS := $(basename $(notdir $(wildcard configs/*.yaml)))
 TASKS := $(notdir $(patsubst %/task.yaml,%,$(wildcard src/tasks/*/task.yaml)))
 $(if $(filter $(TASK),$(TASKS)),,$(error no task '$(TASK)'; there is: $(TASKS)))
-BACKENDS := $(filter-out __init__,$(basename $(notdir $(wildcard src/constrained_decode/*.py))))
+BACKENDS := $(filter-out _%,$(basename $(notdir $(wildcard src/constrained_decode/*.py))))
 $(if $(filter $(BACKEND),$(BACKENDS)),,$(error no backend '$(BACKEND)'; there is: $(BACKENDS)))
 
 # The first task keeps the flat paths; another task's files live one folder down.
@@ -107,9 +108,26 @@ models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 ## make kpi-<model>       answer the test rows and score the answers: reports/<model>_metrics.json (BACKEND=, LIMIT=)
 .PHONY: $(MODELS:%=kpi-%)
 $(MODELS:%=kpi-%): kpi-%: $(R)/%_metrics.json
-$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/dataset.py src/constrained_decode/$(BACKEND).py $(SCHEMA)
+$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/dataset.py src/constrained_decode/$(BACKEND).py $(wildcard src/constrained_decode/_*.py) $(SCHEMA)
 	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) --schema $(SCHEMA) --data $(D)/test.jsonl \
 	  --out $@ $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
+
+## make bench-<model>     latency and throughput at CONCURRENCY: plain transformers, ours, then vLLM, side by side; without a GPU ours on the CPU alone
+CONCURRENCY ?= 1 4 8 16
+REQUESTS ?=
+.PHONY: $(MODELS:%=bench-%)
+BENCH = $(PYTHON) src/eval_latency_throughput.py --model_path $(O)/$*-merged --data $(D)/test.jsonl --schema $(SCHEMA) --concurrency $(CONCURRENCY) \
+	$(if $(REQUESTS),--requests $(REQUESTS)) $(TASK_FLAG)
+ifneq ($(GPU),)
+$(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
+	$(BENCH) --backend hf --unconstrained --out $(R)/$*_hf_plain_latency.csv
+	$(BENCH) --backend hf --verdicts --out $(R)/$*_hf_latency.csv --beside $(R)/$*_hf_plain_latency.csv
+	$(BENCH) --backend vllm --out $(R)/$*_latency.csv --beside $(R)/$*_hf_plain_latency.csv $(R)/$*_hf_latency.csv
+else
+$(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
+	@echo "no GPU here: vLLM does not run, so transformers on this CPU is measured alone, at CONCURRENCY=\"$(CONCURRENCY)\""
+	$(BENCH) --backend hf --verdicts --out $(R)/$*_hf_latency.csv
+endif
 
 ## make baseline          what one would use instead, on the same rows: majority, gradient boosting, Splink
 .PHONY: baseline
@@ -117,7 +135,7 @@ baseline: $(R)/baselines.json
 $(R)/baselines.json: src/baseline.py $(SCORING) $(D)/manifest.json $(if $(FORCE),ALWAYS) | $(ENV)
 	$(PYTHON) $< --train $(D)/train.jsonl --val $(D)/val.jsonl --data $(D)/test.jsonl --out $(R) $(TASK_FLAG)
 
-## make report            reports/model_comparison.md, metrics.csv and index.html from what has been measured (never trains)
+## make report            reports/model_comparison.md, index.html, {metrics,latency,throughput}.csv from what has been measured (never trains)
 .PHONY: report
 report: $(ENV)
 	$(PYTHON) src/make_report.py --reports $(R) $(TASK_FLAG)
@@ -167,7 +185,8 @@ lint: $(ENV)
 clean:
 	rm -rf demo models/standin $(O)/*-lora $(O)/*-merged $(D)/processed $(D)/synthetic.jsonl $(D)/synthetic.jsonl.manifest.json
 	rm -f $(D)/manifest.json $(D)/train.jsonl $(D)/val.jsonl $(D)/test.jsonl
-	rm -rf $(R)/transfer_kept $(R)/transfer_scores; rm -f $(R)/transfer.json $(R)/transfer_synthetic.jsonl* $(R)/*_metrics.json $(R)/*_predictions.jsonl $(R)/*_predictions.manifest.json $(R)/baselines.json $(R)/metrics.csv $(R)/index.html $(R)/manifest.json
+	rm -rf $(R)/transfer_kept $(R)/transfer_scores; rm -f $(R)/transfer.json $(R)/transfer_synthetic.jsonl* $(R)/*_metrics.json $(R)/*_predictions.jsonl $(R)/*_predictions.manifest.json $(R)/baselines.json $(R)/{metrics,latency,throughput}.csv $(R)/index.html $(R)/manifest.json
+	rm -f $(R)/*_latency.csv $(R)/*_latency.manifest.json $(R)/*_latency_requests.jsonl $(R)/*_latency_server.log
 	rm -rf $(D)/*.part $(O)/*.part $(R)/*.part
 	@if [ "$$(grep -c 'steward:begin' $(R)/model_comparison.md 2>/dev/null).$$(grep -c 'steward:end' $(R)/model_comparison.md 2>/dev/null)" = 1.1 ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi
 	@rmdir $(O) $(R) 2>/dev/null || true
@@ -180,4 +199,5 @@ help:
 	@printf '  %-9s %-22s %s\n' TASK "$(TASK)" "which folder of src/tasks" BACKEND "$(BACKEND)" "engine that answers" \
 	  SET "$(or $(SET),-)" "settings to override in training, e.g. train.lr=1e-4" LIMIT "$(or $(LIMIT),-)" "answer only so many test rows" \
 	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
+	  CONCURRENCY "$(CONCURRENCY)" "clients at a time in the benchmark" REQUESTS "$(or $(REQUESTS),-)" "requests it measures at each" \
 	  SETS "$(or $(SETS),-)" "folder of imported record sets" WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"

@@ -116,6 +116,15 @@ def _no_repeats(pairs):
     return value
 
 
+def parsed_answer(text, schema):
+    """The answer when it is JSON that a schema's validator accepts, else None. Nothing is guessed from text that is not."""
+    try:
+        answer = parse_json(text)
+    except (ValueError, RecursionError):
+        return None
+    return answer if schema.is_valid(answer) else None
+
+
 def read_lines(path):
     """(line number, line) of a UTF-8 text file; a line that is not UTF-8 comes as the error that it raised."""
     path = existing_file(path)

@@ -24,7 +24,6 @@ N_BINS = 10
 SEED = 7
 LEFT_OUT = "left out of this run"
 KEPT = "transfer_kept"
-MODEL_SOURCES = ("predict.py", "dataset.py", "tasks/__init__.py", "constrained_decode/__init__.py")
 WHAT_ANSWERS = ("sha256", "backend", "batch_size", "settings", "sources")     # of the model's facts: what its answers depend on
 MARK = "transfer"
 
@@ -193,7 +192,7 @@ class Bench:
 def model_facts(args):
     """Which model: the hash of its weights, and the settings and sources that turn a case into its prompt."""
     import predict
-    from common import ROOT, sha256_text
+    from common import sha256_text
     from constrained_decode import load_engine
 
     load_engine(args.backend)
@@ -202,10 +201,9 @@ def model_facts(args):
     if not weights:
         raise UserError(f"{folder}: holds no weights (*.safetensors, *.bin or *.gguf); name the folder of a whole model")
     hashes = [sha256_file(path) for path in weights]
-    sources = [*MODEL_SOURCES, f"constrained_decode/{args.backend}.py"]
     return {"path": shown_path(folder), "title": config.name, "sha256": hashes[0] if len(hashes) == 1 else sha256_text(" ".join(hashes)),
             "bytes": sum(path.stat().st_size for path in weights), "backend": args.backend, "batch_size": args.batch_size,
-            "settings": predict.config_text(config), "sources": sha256_text(" ".join(sha256_file(ROOT / "src" / name) for name in sources))}
+            "settings": predict.config_text(config), "sources": sha256_text(" ".join(predict.source_hashes(args.backend)))}
 
 
 def read_set(path, task, limit, seed):

@@ -1,6 +1,7 @@
 """Make the comparison from what was measured: python src/make_report.py --reports reports
 
-Reads every <model>_metrics.json and the predictions that it names; writes metrics.csv, model_comparison.md and index.html.
+Reads every <model>_metrics.json with the predictions that it names and every <run>_latency.manifest.json of the benchmark; writes
+metrics.csv, latency.csv, throughput.csv, model_comparison.md and index.html.
 In model_comparison.md only the part between the two marker comments is replaced; what people write around it stays.
 """
 
@@ -12,17 +13,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, Clock, UserError, read_json, read_jsonl, run, sha256_file, shown_path, write_manifest, written_whole
+import report_latency as latency
+from common import ROOT, Clock, UserError, read_jsonl, run, sha256_file, shown_path, write_manifest, written_whole
 from config import load_config
 from marked_text import md, md_table
-from report_charts import METRICS_SHAPE, shown_value
+from report_cells import LATENCY_COLUMNS, METRICS, row_cells
 from report_page import BASELINE, page, provenance, resource_notes, warnings
+from report_shapes import METRICS_SHAPE, checked
 from tasks import DEFAULT, load_task
 
-METRICS = "_metrics.json"
 STANDIN = "standin"
-LATENCY_COLUMNS = ("p50 (ms)", "p95 (ms)", "Req/s @8", "Tok/s")
-NO_BENCHMARK = "the benchmark has not run"
 MOST_WRONG = 500
 LANGUAGE_MODEL = "language model"
 BEGIN = "<!-- steward:begin (made by make report; what stands between the two markers is replaced, the rest is yours) -->"
@@ -34,23 +34,25 @@ def main():
     args = parse_args()
     clock, task = Clock(), load_task(args.task)
     models = find_models(args.reports, args.configs, task)
-    report = Report(models, task, args.reports)
+    runs = latency.find_runs(args.reports, task)
+    report = Report(models, runs, task, args.reports)
     comparison = args.reports / "model_comparison.md"
-    texts = {args.reports / "metrics.csv": metrics_csv(models), comparison: around_block(comparison, report.markdown(), task),
-             args.reports / "index.html": page(report, MOST_WRONG)}
-    # Absent while the three files are replaced, so that its presence means that they belong together.
+    texts = {args.reports / "metrics.csv": metrics_csv(models), args.reports / "latency.csv": latency.csv_text(runs, latency.LATENCY_CSV),
+             args.reports / "throughput.csv": latency.csv_text(runs, latency.THROUGHPUT_CSV),
+             comparison: around_block(comparison, report.markdown(), task), args.reports / "index.html": page(report, MOST_WRONG)}
+    # Absent while the files are replaced, so that its presence means that they belong together.
     (args.reports / "manifest.json").unlink(missing_ok=True)
     with written_whole(*texts) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write(text)
     write_manifest(args.reports / "manifest.json", clock, task=task.name,
-                   inputs={shown_path(path): sha256_file(path) for model in models for path in model.files})
-    print_summary(models, texts)
+                   inputs={shown_path(path): sha256_file(path) for measured in [*models, *runs] for path in measured.files})
+    print_summary(models, runs, texts)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reports", type=Path, help="folder with <model>_metrics.json, written to as well (default reports)")
+    parser.add_argument("--reports", type=Path, help="folder with <model>_metrics.json and <run>_latency.csv, written to as well (default reports)")
     parser.add_argument("--configs", type=Path, default=ROOT / "configs", help="folder with one YAML a model (default configs)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
@@ -63,11 +65,11 @@ def parse_args():
     return args
 
 
-def print_summary(models, texts):
+def print_summary(models, runs, texts):
     measured = [model for model in models if model.metrics]
-    for title, sentence in warnings(models):
+    for title, sentence in warnings(models, runs):
         print(f"note: {title}: {sentence}")
-    print(f"{len(measured):,} of {len(models):,} rows measured; wrote {', '.join(shown_path(path) for path in texts)}")
+    print(f"{len(measured):,} of {len(models):,} rows measured, benchmark runs: {len(runs):,}; wrote {', '.join(shown_path(path) for path in texts)}")
 
 
 @dataclass
@@ -87,6 +89,10 @@ class Model:
         return self.metrics["kpis"].get(name) if self.metrics else None
 
     @property
+    def file_name(self):
+        return self.metrics_path.name.removesuffix(METRICS) if self.metrics_path else self.name
+
+    @property
     def measured_on(self):
         """Which rows: the file's hash, and how many of its rows (LIMIT answers the first few only)."""
         return self.metrics["data"].get("sha256"), self.metrics["data"].get("rows")
@@ -98,7 +104,7 @@ def find_models(reports, configs, task):
     names = [model.name for model in measured]
     for model in measured:
         if names.count(model.name) > 1:
-            model.title += f" ({model.metrics_path.name.removesuffix(METRICS)})"
+            model.title += f" ({model.file_name})"
     waiting = [planned_model(path) for path in sorted(configs.glob("*.yaml")) if path.stem not in names and path.stem != STANDIN]
     return sorted(measured + waiting, key=lambda model: (model.metrics is None, model.kind == BASELINE, model.title.casefold(), model.name))
 
@@ -109,36 +115,12 @@ def planned_model(path):
 
 
 def read_model(path, task):
-    metrics = checked_metrics(path, task)
+    metrics = checked(path, METRICS_SHAPE, task, f"make it again with src/evaluate_kpis.py --out {path}")
     predictions_path = find_predictions(path, metrics["predictions"])
     model = Model(metrics["model"], str(metrics.get("title") or metrics["model"]), str(metrics.get("checkpoint") or ""),
                   metrics.get("kind", LANGUAGE_MODEL), metrics, path, files=(path, predictions_path))
     model.predictions = checked_predictions(predictions_path, path, metrics, task)
     return model
-
-
-def checked_metrics(path, task):
-    """A metrics file that holds all that the report draws."""
-    metrics, again = read_json(path), f"make it again with src/evaluate_kpis.py --out {path}"
-    error = next(METRICS_SHAPE.iter_errors(metrics), None)
-    if error:
-        raise UserError(f"{path}: {difference(error)}; {again}")
-    if metrics.get("task", task.name) != task.name:
-        raise UserError(f"{path}: it is of the task '{metrics['task']}', not '{task.name}'; give --task {metrics['task']} or another --reports")
-    return metrics
-
-
-def difference(error):
-    """Where a metrics file leaves its shape, what stands there and what was expected."""
-    place, found, expected = list(error.path), repr(error.instance)[:60], f"{error.validator} {error.validator_value}"
-    if error.validator == "required":
-        place.append(next(key for key in error.validator_value if key not in error.instance))
-        found, expected = "missing", "a value"
-    elif error.validator == "type":
-        expected = " or ".join([error.validator_value] if isinstance(error.validator_value, str) else error.validator_value)
-    if not place:
-        return f"an {expected} was expected, found {type(error.instance).__name__}"
-    return f"{place[0]!r} is {found}, expected {expected}" if len(place) == 1 else f"{'.'.join(map(str, place))} is {found}, expected {expected}"
 
 
 def find_predictions(metrics_path, named):
@@ -168,53 +150,30 @@ def checked_predictions(path, metrics_path, metrics, task):
     return rows
 
 
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    spread: str = ""    # the 95 % interval
-    n: int | None = None
-    reason: str = ""    # why there is no number
-
-
-def kpi_cell(model, name, reports, task):
-    if not model.metrics:
-        option = "" if task.name == DEFAULT else f" TASK={task.name}"
-        return Cell("not run", reason=f"{model.name}: no {shown_path(reports / (model.name + METRICS))}; run make kpi-{model.name}{option}")
-    kpi = model.kpi(name)
-    if kpi is None:
-        return Cell("not run", reason=f"{model.title}: {shown_path(model.metrics_path)} has no '{name}'; score it again")
-    if kpi["value"] is None:
-        return Cell("n/a", n=kpi["n"], reason="a baseline says a verdict and nothing else, so there is no answer text to judge"
-                    if model.kind == BASELINE else f"{model.title}: there was nothing to measure '{name}' on (n = {kpi['n']})")
-    low, high = (shown_value(name, bound) for bound in kpi["ci95"])
-    return Cell(shown_value(name, kpi["value"]), f"{low} to {high}", kpi["n"])
-
-
 class Report:
     """The comparison with its numbered notes, as Markdown and as a page."""
 
-    def __init__(self, models, task, reports):
-        self.models, self.task = models, task
+    def __init__(self, models, runs, task, reports):
+        self.models, self.runs, self.task = models, runs, task
         self.columns = [*task.columns, *LATENCY_COLUMNS]
-        latency = [Cell("not run", reason=NO_BENCHMARK)] * len(LATENCY_COLUMNS)
-        self.cells = [[kpi_cell(model, name, reports, task) for name in task.columns.values()] + latency for model in models]
-        self.notes = list(dict.fromkeys(cell.reason for row in self.cells for cell in row if cell.reason))
+        self.cells = [row_cells(model, runs, reports, task) for model in models]
+        self.notes = list(dict.fromkeys(cell.note for row in self.cells for cell in row if cell.note))
         self.measured = [model for model in models if model.metrics]
 
     def note_number(self, cell):
-        return self.notes.index(cell.reason) + 1
+        return self.notes.index(cell.note) + 1
 
     def markdown(self):
         """The generated block, without its markers."""
-        parts = ["## Measured comparison", *(f"> **{md(title)}:** {md(sentence)}" for title, sentence in warnings(self.models)), self.md_table(),
+        parts = ["## Measured comparison", *(f"> **{md(title)}:** {md(sentence)}" for title, sentence in warnings(self.models, self.runs)), self.md_table(),
                  "\n".join(f"- [{number}] {md(note)}" for number, note in enumerate(self.notes, 1)), self.md_intervals(),
-                 self.md_list("Memory, precision and quantisation", [(model, text) for model, text in resource_notes(self.models)]),
-                 self.md_list("Where the numbers come from", [(model, "; ".join(f"{name}: {value}" for name, value in facts))
-                                                              for model, facts in provenance(self.models)])]
+                 latency.markdown(self.runs, self.task), self.md_list("Memory, precision and quantisation", resource_notes(self.models)),
+                 self.md_list("Where the numbers come from", [(measured, "; ".join(f"{name}: {value}" for name, value in facts)) for measured, facts
+                                                              in [*provenance(self.models), *latency.provenance(self.runs)]])]
         return "\n\n".join(part for part in parts if part)
 
     def md_table(self):
-        rows = [[md(model.title), md(model.checkpoint), *(f"{cell.text} [{self.note_number(cell)}]" if cell.reason else cell.text for cell in cells)]
+        rows = [[md(model.title), md(model.checkpoint), *(f"{cell.text} [{self.note_number(cell)}]" if cell.note else cell.text for cell in cells)]
                 for model, cells in zip(self.models, self.cells, strict=True)]
         return md_table(["Model", "Checkpoint", *self.columns], rows)
 
@@ -224,7 +183,8 @@ class Report:
         return "### n and 95 % intervals\n\n" + md_table(["Model", *self.task.columns], rows) if rows else ""
 
     def md_list(self, title, notes):
-        return f"### {title}\n\n" + "\n".join(f"- {md(model.title)}: {md(text)}" for model, text in notes) if notes else ""
+        lines = [f"- {md(measured.title)}: {md(text)}" for measured, text in notes]
+        return f"### {title}\n\n" + "\n".join(lines) if lines else ""
 
 
 def around_block(path, block, task):
@@ -255,12 +215,8 @@ def metrics_csv(models):
     for model in models:
         kpis = [model.kpi(name) or {} for name in names]
         values = [value for kpi in kpis for value in (kpi.get("value"), *(kpi.get("ci95") or (None, None)))]
-        writer.writerow([csv_name(model), model.checkpoint, model.kind, (model.kpi("accuracy") or {}).get("n"), *values])
+        writer.writerow([model.file_name, model.checkpoint, model.kind, (model.kpi("accuracy") or {}).get("n"), *values])
     return out.getvalue()
-
-
-def csv_name(model):
-    return model.metrics_path.name.removesuffix(METRICS) if model.metrics_path else model.name
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from common import (
     Clock,
     UserError,
     existing_file,
-    parse_json,
+    parsed_answer,
     progress,
     quiet_libraries,
     read_json,
@@ -31,8 +31,7 @@ from constrained_decode import engine_names, load_engine
 from rows import load_rows
 from tasks import DEFAULT, load_task
 
-SOURCES = ("predict.py", "common.py", "dataset.py", "tasks/__init__.py", "constrained_decode/__init__.py",
-           "constrained_decode/_automaton.py", "constrained_decode/_tokens.py", "constrained_decode/_guarantee.py")
+SOURCES = ("predict.py", "common.py", "dataset.py", "tasks/__init__.py", "constrained_decode/_*.py")
 
 
 def main():
@@ -123,7 +122,8 @@ def model_identity(model_path):
 
 
 def source_hashes(backend):
-    return [sha256_file(ROOT / "src" / name) for name in (*SOURCES, f"constrained_decode/{backend}.py")]
+    """Of every file that an answer depends on; what engines share begins with an underscore."""
+    return [sha256_file(path) for name in (*SOURCES, f"constrained_decode/{backend}.py") for path in sorted((ROOT / "src").glob(name))]
 
 
 def is_done(out, fingerprint):
@@ -168,15 +168,6 @@ def prediction(row, answer, swapped, schema, task):
             "label": valid[task.label_key] if valid else None, "probabilities": answer.probabilities, "swapped_probabilities": swapped,
             "finish_reason": answer.finish_reason, "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
             "overruled": answer.overruled, "late": answer.late, "seconds": round(answer.seconds, 6)}
-
-
-def parsed_answer(text, schema):
-    """The answer when it is JSON that fits the schema, else None. Nothing is guessed from text that does not."""
-    try:
-        answer = parse_json(text)
-    except (ValueError, RecursionError):
-        return None
-    return answer if schema.is_valid(answer) else None
 
 
 def identity(args, config, data, rows):

@@ -1,17 +1,17 @@
-"""The report's figures as SVG and table strings: no drawing library, colours from the page's style sheet, numbers beside each figure.
+"""The report's figures as SVG and table strings: no drawing library, colours from the page's style sheet, numbers beside each figure."""
 
-At the end: the shape that a metrics file must have to be drawn.
-"""
-
+import math
 from html import escape
-
-import jsonschema
 
 LEFT, PLOT_W, TOP, PLOT_H = 56, 290, 12, 210
 WIDTH, FLOOR = LEFT + PLOT_W + 18, TOP + PLOT_H
 STRIP_H = 44
 N_SERIES_STYLES = 7
 RISK_TOPS = (0.05, 0.1, 0.2, 0.5, 1.0)
+# One fewer than the colours, so that a colour meets another mark when it comes again.
+MARKS = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.5-3.5h7v7h-7z", "M0-4.8L4.6 3.6H-4.6z", "M0-5L5 0L0 5L-5 0z", "M0 4.8L4.6-3.6H-4.6z",
+         "M-1.7-4.7h3.4v3h3v3.4h-3v3h-3.4v-3h-3v-3.4h3z")
+MOST_TICKS_ACROSS, MOST_TICKS_UP = 8, 12
 NO_PROBABILITIES = '<p class="none">Not available: these predictions carry no probabilities.</p>'
 SLICE_KPIS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
@@ -39,8 +39,19 @@ def of_all(models):
     return f'<section aria-labelledby="together"><h2 id="together">All models together</h2>{both}</section>'
 
 
-def figures(*found):
-    return f'<div class="figures">{"".join(found)}</div>'
+def of_benchmark(found):
+    """The curves over concurrency side by side under one legend; nothing where no run has any."""
+    drawn = [figure(title, over_concurrency(title, axis, unit, series)) for title, axis, unit, series in found if any(points for _, points, _ in series)]
+    if not drawn:
+        return ""
+    limited = any(floor for *_, series in found for _, _, floor in series)
+    dashed = " A dashed line without marks is the limit that the hardware sets for the run of its colour." if limited else ""
+    return (f'<p class="muted">Closed loops; all axes are logarithmic.{dashed}</p>{legend([name for name, *_ in found[0][-1]], "mark", least=1)}'
+            + figures(*drawn, style="figures three"))
+
+
+def figures(*found, style="figures"):
+    return f'<div class="{style}">{"".join(found)}</div>'
 
 
 def figure(title, body, note=""):
@@ -69,6 +80,70 @@ def risk_coverage(series):
     label = "Risk-coverage curve. " + "; ".join(
         f"{title}: {share(at(found, 0.5)[1])} wrong among the surest half, {share(found[-1][1])} among all" for title, found in points if found)
     return svg(FLOOR + 42, label, body) + legend([title for title, _ in series])
+
+
+def over_concurrency(title, axis, unit, series):
+    """One line a run and, dashed in its colour, the floor under a time or the ceiling over a rate."""
+    placed = [point for _, points, floor in series for point in points + floor]
+    across, up = doublings([x for x, _ in placed]), decimal_ticks([y for _, y in placed])
+    body = log_axes("requests open at once", axis, across, up)
+    for index, (name, points, floor) in enumerate(series):
+        body += f'<polyline class="floor s{index % N_SERIES_STYLES}" points="{log_path(floor, across, up)}"/>' if floor else ""
+        body += marked_line(index, name, unit, points, across, up)
+    said = [f"{name}: {spoken_points(points, unit)}" + (f" (floor: {spoken_points(floor, unit)})" if floor else "") for name, points, floor in series]
+    return svg(FLOOR + 42, f"{title} over concurrency. " + "; ".join(said), body)
+
+
+def marked_line(index, name, unit, points, across, up):
+    """A run's line: solid, told apart by colour and by the shape of its marks."""
+    style, mark = index % N_SERIES_STYLES, MARKS[index % len(MARKS)]
+    body = f'<polyline class="line run s{style}" points="{log_path(points, across, up)}"/>'
+    for x, y in points:
+        words = f"{name}: {shown_number(y)} {unit} at concurrency {x:,}"
+        left, top = log_place(x, y, across, up)
+        body += f'<path class="dot s{style}" d="{mark}" transform="translate({left} {top})"><title>{escape(words)}</title></path>'
+    return body
+
+
+def log_axes(x_title, y_title, across, up):
+    """Grid, ticks and titles of a plot with two logarithmic axes."""
+    body = ""
+    for tick in up:
+        _, y = log_place(across[0], tick, across, up)
+        body += f'<line class="grid" x1="{LEFT}" y1="{y}" x2="{LEFT + PLOT_W}" y2="{y}"/>'
+        body += f'<text class="tick" x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{tick:,.10g}</text>'
+    for tick in across[::math.ceil(len(across) / MOST_TICKS_ACROSS)]:
+        x, _ = log_place(tick, up[0], across, up)
+        body += f'<text class="tick" x="{x}" y="{FLOOR + 16}" text-anchor="middle">{compact(tick)}</text>'
+    return body + axis_titles(x_title, y_title)
+
+
+def doublings(values):
+    """Powers of two from the one at or below all values to the one at or above them, two at least."""
+    low, high = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
+    return [2**power for power in range(low, max(high, low + 1) + 1)]
+
+
+def decimal_ticks(values, steps=(1, 2, 5)):
+    """1, 2, 5, 10, 20 and so on around all values; powers of ten alone where those would be too many."""
+    low, high = min(values), max(values)
+    found = [step * 10.0**power for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2) for step in steps]
+    first, last = max(tick for tick in found if tick <= low), min(tick for tick in found if tick > high)
+    ticks = [tick for tick in found if first <= tick <= last]
+    return ticks if len(ticks) <= MOST_TICKS_UP or len(steps) == 1 else decimal_ticks(values, steps[:1])
+
+
+def log_path(points, across, up):
+    return " ".join("{},{}".format(*log_place(x, y, across, up)) for x, y in points)
+
+
+def log_place(x, y, across, up):
+    """Where a point stands between the first and the last tick of both axes."""
+    return x_at(math.log(x / across[0], across[-1] / across[0])), y_at(math.log(y / up[0], up[-1] / up[0]), 1)
+
+
+def spoken_points(points, unit):
+    return ", ".join(f"{shown_number(y)} {unit} at {x:,}" for x, y in points) or "no value"
 
 
 def at(points, coverage):
@@ -148,9 +223,13 @@ def axes(x_title, y_title, top, shown, gap=0):
         body += f'<line class="grid" x1="{LEFT}" y1="{y}" x2="{LEFT + PLOT_W}" y2="{y}"/>'
         body += f'<text class="tick" x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{shown(top * step / 5)}</text>'
         body += f'<text class="tick" x="{x}" y="{FLOOR + gap + 16}" text-anchor="middle">{shown_share(step / 5)}</text>'
-    body += f'<text class="axis" x="{LEFT + PLOT_W / 2}" y="{FLOOR + gap + 35}" text-anchor="middle">{x_title}</text>'
+    return body + axis_titles(x_title, y_title, gap)
+
+
+def axis_titles(x_title, y_title, gap=0):
     middle = TOP + PLOT_H / 2
-    return body + f'<text class="axis" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{y_title}</text>'
+    across = f'<text class="axis" x="{LEFT + PLOT_W / 2}" y="{FLOOR + gap + 35}" text-anchor="middle">{x_title}</text>'
+    return across + f'<text class="axis" x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{y_title}</text>'
 
 
 def lines(series, top, marks=True):
@@ -176,12 +255,14 @@ def count_strip(bins):
     return body
 
 
-def legend(titles, shape="stroke"):
-    if len(titles) < 2:
+def legend(titles, shape="stroke", least=2):
+    if len(titles) < least:
         return ""
     key = {"stroke": '<line class="line s{0}" x1="0" y1="6" x2="26" y2="6"/>',
-           "box": '<rect class="fill s{0}" x="0" y="1" width="26" height="10" rx="2"/>'}[shape]
-    items = "".join(f'<li><svg class="key" viewBox="0 0 26 12" aria-hidden="true">{key.format(i % N_SERIES_STYLES)}</svg>{escape(title)}</li>'
+           "box": '<rect class="fill s{0}" x="0" y="1" width="26" height="10" rx="2"/>',
+           "mark": '<line class="line run s{0}" x1="0" y1="6" x2="26" y2="6"/><path class="dot s{0}" d="{1}" transform="translate(13 6)"/>'}[shape]
+    keys = [key.format(i % N_SERIES_STYLES, MARKS[i % len(MARKS)]) for i in range(len(titles))]
+    items = "".join(f'<li><svg class="key" viewBox="0 0 26 12" aria-hidden="true">{keys[i]}</svg><span>{escape(title)}</span></li>'
                     for i, title in enumerate(titles))
     return f'<ul class="legend">{items}</ul>'
 
@@ -200,6 +281,11 @@ def y_at(value, top):
 
 def shown_value(kpi_name, value):
     return f"{value:.1f}" if kpi_name.endswith("_pct") else f"{value:.3f}"
+
+
+def shown_number(value):
+    """A duration or a rate with three figures or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def share(value):
@@ -222,37 +308,3 @@ def spoken(kpi):
     if kpi["value"] is None:
         return "has no value"
     return f"{kpi['value']:.3f} (95 %: {kpi['ci95'][0]:.3f} to {kpi['ci95'][1]:.3f}, n = {kpi['n']:,})"
-
-
-def holds(*needed, **properties):
-    return {"type": "object", "properties": properties, "required": needed}
-
-
-def every(item, kind="array"):
-    return {"type": kind, {"array": "items", "object": "additionalProperties"}[kind]: item}
-
-
-COUNT, SHARE = {"type": "integer", "minimum": 0}, {"type": "number", "minimum": 0, "maximum": 1}
-TEXT, SIZE, FACTS = ({"type": [kind, "null"]} for kind in ("string", "number", "object"))
-MEMORY = FACTS | {"properties": {"method": TEXT, "peak_gpu_memory_mib": SIZE, "peak_memory_mib": SIZE, "hardware": FACTS}}
-# Nothing to measure is a null value; a value comes with its interval.
-KPI = holds("value", "n", value=SIZE, n=COUNT, ci95={"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}) | {
-    "if": {"properties": {"value": {"type": "number"}}}, "then": holds("ci95", ci95={"type": "array"})}
-BIN = holds("from", "to", "n", "confidence", "accuracy", **{"from": SHARE}, to=SHARE, n=COUNT | {"minimum": 1}, confidence=SHARE, accuracy=SHARE)
-METRICS_SCHEMA = holds(
-    "model", "kpis", "data", "confusion", "calibration", "risk_coverage", "slices", "predictions",
-    model={"type": "string"}, predictions={"type": "string"}, title=TEXT, checkpoint=TEXT, precision=TEXT, kind={"type": "string"},
-    task={"type": "string"}, data=holds(sha256=TEXT, rows=SIZE), training=MEMORY, predicted=MEMORY, versions=FACTS, hardware=FACTS,
-    kpis=every(KPI, "object"), confusion=holds("labels", "said", "counts", said=every({"type": "string"})),
-    calibration=every(BIN), risk_coverage=every(holds("coverage", "risk", coverage=SHARE, risk=SHARE)),
-    slices=every(every(holds("accuracy", "macro_f1", accuracy=KPI, macro_f1=KPI), "object"), "object"))
-
-
-def drawable(_, value):
-    """Python reads NaN, infinities and integers beyond a float from JSON; none of them can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 10**12
-
-
-TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
-    {"number": drawable, "integer": lambda _, value: drawable(_, value) and value == int(value)})
-METRICS_SHAPE = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=TYPES)(METRICS_SCHEMA)

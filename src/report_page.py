@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 import report_charts as charts
+import report_latency as latency
 from common import shown_path
 
 BASELINE, BOOSTING = "baseline", "baseline_boosting"
@@ -22,6 +23,7 @@ def page(report, most_wrong):
              "summary": html_summary(report), "warnings": html_warnings(report), "comparison": html_comparison(report),
              "notes": "".join(f'<li id="note-{number}">{escape(note)}</li>' for number, note in enumerate(report.notes, 1)),
              "overlay": charts.of_all([(model.title, model.metrics) for model in report.measured]), "models": html_models(report),
+             "latency": html_latency(report),
              "jumps": "".join(f'<li><a href="#model-{at}">{escape(model.title)}</a></li>' for at, model in enumerate(report.measured)),
              "resources": html_resources(report), "provenance": html_provenance(report), "wrong": json_in_html(wrong_verdicts(report, most_wrong))}
     # One pass, so that a placeholder's spelling inside a value stays text; lone surrogates have no UTF-8.
@@ -40,7 +42,8 @@ def html_summary(report):
 
 
 def html_warnings(report):
-    return "".join(f'<p class="warning"><strong>{escape(title)}:</strong> {escape(sentence)}</p>' for title, sentence in warnings(report.models))
+    return "".join(f'<p class="warning"><strong>{escape(title)}:</strong> {escape(sentence)}</p>' 
+                   for title, sentence in warnings(report.models, report.runs))
 
 
 def html_comparison(report):
@@ -51,11 +54,25 @@ def html_comparison(report):
 
 
 def html_cell(report, cell):
+    ref = html_ref(report.note_number(cell)) if cell.note else ""
     if cell.reason:
-        number = report.note_number(cell)
-        return (f'<td class="none" title="{escape(cell.reason)}">{cell.text.replace(" ", "&nbsp;")} <a class="ref" href="#note-{number}" '
-                f'aria-label="note {number}">[{number}]</a></td>')
-    return f'<td>{cell.text}<span class="small">{cell.spread}</span><span class="small">n = {cell.n:,}</span></td>'
+        return f'<td class="none" title="{escape(cell.reason)}">{cell.text.replace(" ", "&nbsp;")}{ref}</td>'
+    spread = f'<span class="small">{cell.spread}</span>' if cell.spread else ""
+    return f'<td>{cell.text}{ref}{spread}<span class="small">n = {cell.n:,.0f}</span></td>'
+
+
+def html_ref(number):
+    return f' <a class="ref" href="#note-{number}" aria-label="note {number}">[{number}]</a>'
+
+
+def html_latency(report):
+    """The benchmark's curves and table, and below them what each run was made on."""
+    if not report.runs:
+        return f'<p class="none">Not measured: {escape(latency.not_run(report.task))}.</p>'
+    made_on = definitions((run.title, "; ".join(f"{name}: {value}" for name, value in latency.circumstances(run))) for run in report.runs)
+    return (f'{charts.of_benchmark(latency.curves(report.runs))}<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="Benchmark '
+            f'table"><table class="comparison levels">{latency.html_table(report.runs)}</table></div></div>'
+            f'<p class="below muted">{escape(latency.TABLE_NOTE)}</p><h3>What each run was made on</h3>{made_on}')
 
 
 def html_models(report):
@@ -74,7 +91,8 @@ def html_resources(report):
 
 
 def html_provenance(report):
-    return "".join(f"<details><summary>{escape(model.title)}</summary>{definitions(facts)}</details>" for model, facts in provenance(report.models))
+    found = [*provenance(report.models), *latency.provenance(report.runs)]
+    return "".join(f"<details><summary>{escape(measured.title)}</summary>{definitions(facts)}</details>" for measured, facts in found)
 
 
 def wrong_verdicts(report, most_wrong):
@@ -96,7 +114,6 @@ def wrong_verdict(task, row, at):
             "swapped": row.get("swapped_probabilities"), "slices": kpis.slices(row["input"]), "goldText": gold_text, "saidText": said_text,
             "fields": [marked(field) for field in kpis.compare(row["input"])],
             "raw": clipped(row["raw"]) if row.get("answer") is None and row.get("raw") else None}
-
 
 
 def confidence(row):
@@ -147,12 +164,12 @@ def json_in_html(value):
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def warnings(models):
+def warnings(models, runs):
     """What a reader must know before the numbers: (title, sentence) pairs in plain text."""
     measured = [model for model in models if model.metrics]
-    if not measured:
+    if not measured and not runs:
         return [("Nothing has been measured yet", "every cell says \"not run\"; the notes below the table say which command fills it.")]
-    return [*synthetic_warning(measured), *data_warning(measured), *baseline_warnings(measured)]
+    return [*synthetic_warning(measured), *data_warning(measured), *baseline_warnings(measured), *benchmark_warnings(runs)]
 
 
 def synthetic_warning(measured):
@@ -194,6 +211,24 @@ def baseline_warnings(measured):
     if unknown:
         yield ("No baseline beside it", f"the gradient boosting baseline was not measured on the data of {listed(unknown)}, "
                "so nothing here says whether a language model is needed.")
+
+
+def benchmark_warnings(runs):
+    """Speeds of random weights say nothing about answers, and speeds compare on one machine and the same data only."""
+    random = [run.title for run in runs if run.random]
+    if random:
+        yield ("Random weights", f"the benchmark of {listed(random)} ran with random weights: only its speed and memory mean anything.")
+    for what, groups in (("hardware", grouped(runs, latency.hardware)), ("data", grouped(runs, latency.data_words))):
+        if len(groups) > 1:
+            parts = [f"{listed([run.title for run in group])} on {key}" for key, group in groups.items()]
+            yield (f"Benchmarks on different {what}", f"latency and throughput must not be compared across it: {'; '.join(parts)}.")
+
+
+def grouped(runs, key):
+    groups = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups
 
 
 def listed(words):

@@ -42,6 +42,9 @@ class Server:
                 outer.n_asked += 1
                 return outer.behave(outer, self, body)
 
+            def do_GET(self):  # noqa: N802 - the library's name
+                outer.send(self, json.dumps({"data": [{"id": "steward"}]}))
+
             def log_message(self, *_):
                 pass
 
@@ -52,6 +55,19 @@ class Server:
     def say(self, handler, text, finish="stop", logprobs=None, status=200, **headers):
         choice = {"message": {"content": text}, "finish_reason": finish} | ({"logprobs": {"content": logprobs}} if logprobs else {})
         self.send(handler, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}), status, **headers)
+
+    def stream(self, handler, pieces, ends=True):
+        """Server-sent events; without its end a stream breaks off."""
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.end_headers()
+        for piece in pieces:
+            data = piece if isinstance(piece, str) else json.dumps(piece)
+            handler.wfile.write(f"data: {data}\n\n".encode())
+            handler.wfile.flush()
+        if ends:
+            handler.wfile.write(b"data: [DONE]\n\n")
+        handler.connection.close()
 
     def send(self, handler, body, status=200, **headers):
         handler.send_response(status)
@@ -199,6 +215,53 @@ def test_a_server_without_log_probabilities_gives_answers_but_no_verdict_probabi
     assert answer.probabilities is None
     with pytest.raises(UserError, match="no logprobs"):
         list(engine.verdicts([QUESTION]))
+
+
+def piece(text, finish=None):
+    return {"choices": [{"delta": {"content": text}, "finish_reason": finish}]}
+
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """One answer asked of a server that sends these pieces."""
+    servers = []
+
+    def ask(pieces, ends=True):
+        server = Server(lambda server, handler, body: server.stream(handler, pieces, ends) if body.get("stream") else server.say(handler, GOOD))
+        servers.append(server)
+        return openai_api.connect("steward", "crm", SimpleNamespace(gen=GEN), server.endpoint, 2).ask(QUESTION)
+
+    monkeypatch.setattr(openai_api, "TIMEOUT_S", 1.0)
+    yield ask
+    for server in servers:
+        server.http.shutdown()
+
+
+def test_a_streamed_answer_is_put_together_and_its_first_token_timed(streamed):
+    answer = streamed([{"choices": [{"delta": {"role": "assistant"}}]}, piece(GOOD[:9]), piece(GOOD[9:]), piece("", "stop"), USAGE])
+    assert (answer.text, answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == (GOOD, "stop", 9, 5)
+    assert 0 < answer.first_s <= answer.seconds
+
+
+@pytest.mark.parametrize(("pieces", "ends", "outcome"), [
+    ([piece(GOOD[:20])], False, "connection cut"), ([], False, "connection cut"), (["{oops"], True, "not an answer"),
+    ([piece(GOOD[:20]), {"error": {"message": "out of memory"}}], True, "not an answer")])
+def test_a_stream_that_goes_wrong_is_no_verdict(streamed, pieces, ends, outcome):
+    answer = streamed(pieces, ends)
+    assert answer.text == "" and answer.finish_reason.startswith(f"failed: {outcome}") and answer.first_s is None
+
+
+def test_a_streamed_answer_that_the_budget_cut_is_closed(streamed):
+    answer = streamed([piece(GOOD[:30]), piece(GOOD[30:40], "length"), USAGE])
+    assert parse_json(answer.text)["result"] == "POSSIBLE" and answer.late == 1
+
+
+def test_a_server_that_lists_no_model_is_told_to_be_named():
+    with pytest.raises(UserError, match=r"tells no model.*--model_path names a model"):
+        openai_api.connect(None, "crm", SimpleNamespace(gen=GEN), "http://127.0.0.1:9/v1", 2)
 
 
 def test_the_readmes_command_scores_a_server(tmp_path):

@@ -1,5 +1,7 @@
 """The guarantee that an answer fits its schema (_automaton.py, _tokens.py, _guarantee.py), and one file an engine. An engine module has
-`load(model_path, task, config, batch_size=None, constrained=True)`; what it returns answers messages.
+`load(model_path, task, config, batch_size=None, constrained=True)`; what it returns answers messages. An engine that is a server has beside it
+`connect(model_path, task_name, config, endpoint, n_clients, constrained=True)`, whose result answers single messages by `ask`, from many threads,
+and `serve(...)`, a context that yields such a server's endpoint, where it can start one.
 
     engine.answers(list of messages)  -> yields (position, Answer), in the engine's own order
     engine.verdicts(list of messages) -> yields (position, {label: probability}), without generating
@@ -20,10 +22,11 @@ class Answer:
     finish_reason: str              # stop, or length when the token budget cut it off
     prompt_tokens: int
     completion_tokens: int
-    probabilities: dict[str, float]  # of each verdict, read where the verdict is decided
+    probabilities: dict[str, float] | None  # of each verdict, read where the verdict is decided; None where an engine does not tell
     seconds: float                  # the batch's time over its rows: what one answer cost
-    overruled: int = 0              # steps at which the model's first choice would have broken the schema
+    overruled: int | None = 0       # steps at which the model's first choice would have broken the schema; None where an engine does not tell
     late: int = 0                   # steps at which it came too late: behind it the answer could not have been ended within the budget
+    first_s: float | None = None    # from the call until the first token was known
 
 
 def engine_names():

@@ -13,14 +13,9 @@ import jsonschema
 from common import UserError, to_json
 
 ANNOTATIONS = frozenset("$schema $id $anchor $comment $defs definitions title description default examples deprecated readOnly writeOnly".split())
-HONOURED = {
-    "object": frozenset("type enum const properties required additionalProperties".split()),
-    "array": frozenset("type enum const items minItems maxItems".split()),
-    "string": frozenset("type enum const minLength maxLength".split()),
-    "integer": frozenset("type enum const minimum maximum exclusiveMinimum exclusiveMaximum".split()),
-    "number": frozenset("type enum const minimum maximum".split()),
-    "boolean": frozenset("type enum const".split()), "null": frozenset("type enum const".split()),
-}
+# A keyword that speaks about another kind of value says nothing, so all are let through; `number_bounds` refuses what only whole numbers keep.
+HONOURED = frozenset("""type enum const properties required additionalProperties items minItems maxItems minLength maxLength
+                     minimum maximum exclusiveMinimum exclusiveMaximum""".split())
 MOST_DIGITS = 15        # of a number before its point: what a float holds exactly
 MOST_DECIMALS = 6
 MOST_STATES = 20_000
@@ -60,9 +55,14 @@ class Automaton:
         inside = self.string[state]
         return bool(inside) and state == self.content[inside] and byte != ord('"')
 
-    def walk(self, data, state=None):
-        """The state behind these bytes; 0 where they leave the answer's path."""
-        state = self.start if state is None else state
+    def step(self, state, counter, byte):
+        """(the state behind one more byte, 0 where it leads nowhere; the characters of the string that it stands in)."""
+        inside, target = self.string[state], self.edges[state].get(byte, 0)
+        return target, counter + self.begins_character(state, byte) if inside and self.string[target] == inside else 0
+
+    def walk(self, data):
+        """The state behind these bytes from the start; 0 where they leave the answer's path."""
+        state = self.start
         for byte in data:
             state = self.edges[state].get(byte, 0)
         return state
@@ -99,7 +99,7 @@ class Builder:
             return self.union([self.value(one, after, f"{path}/anyOf/{at}", depth + 1) for at, one in enumerate(schema["anyOf"])], path)
         if "enum" in schema or "const" in schema:
             return self.one_of(schema, after, path)
-        self.only(schema, frozenset().union(*HONOURED.values()), path)
+        self.only(schema, HONOURED, path)
         if "type" not in schema:
             raise UserError(f"{path or '/'}: no type, enum or const, so anything would fit; name one")
         kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
@@ -121,8 +121,6 @@ class Builder:
         return found
 
     def of_kind(self, kind, schema, after, path, depth):
-        others = frozenset().union(*(HONOURED[other] for other in HONOURED if other not in (kind, "number" if kind == "integer" else kind)))
-        self.only(schema, HONOURED[kind] | (others - MEANT_BY.get(kind, frozenset())), path)
         if kind == "object":
             return self.object(schema, after, path, depth)
         if kind == "array":
@@ -186,9 +184,8 @@ class Builder:
         # What may follow when something has been written already, and when nothing has: built from the last key to the first.
         later, first = end, end
         for name, inner in reversed(properties.items()):
-            value = f"{path}/properties/{name}"
-            begin_later = self.text(f",{to_json(name)}:", self.value(inner, later, value, depth + 1))
-            begin_first = self.text(f"{to_json(name)}:", self.value(inner, later, value, depth + 1)) if not self.is_preceded(name, properties, required) else 0
+            named = self.text(f"{to_json(name)}:", self.value(inner, later, f"{path}/properties/{name}", depth + 1))
+            begin_later, begin_first = self.text(",", named), 0 if self.is_preceded(name, properties, required) else named
             if name in required:
                 later, first = begin_later, begin_first or first
             else:
@@ -289,8 +286,6 @@ class Builder:
 
 
 KNOWN = frozenset(jsonschema.Draft202012Validator.VALIDATORS) | {"minContains", "maxContains", "then", "else"}
-# Of the keywords of all kinds those that speak about one kind; about another they say nothing.
-MEANT_BY = {kind: HONOURED[kind] for kind in HONOURED} | {"number": HONOURED["integer"]}
 
 
 def integer_bounds(schema, path):
@@ -303,6 +298,9 @@ def integer_bounds(schema, path):
 
 def number_bounds(schema, path):
     widest = 10**MOST_DIGITS - 1
+    for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+        if keyword in schema:
+            raise UserError(f"{path}/{keyword}: cannot be kept while decoding a number; remove it, or check it after decoding")
     for keyword in ("minimum", "maximum"):
         if schema.get(keyword, 0) != int(schema.get(keyword, 0)):
             raise UserError(f"{path}/{keyword}: {schema[keyword]} is not a whole number, and only those can be kept while decoding; widen it")
@@ -328,11 +326,10 @@ def closed(automaton, text):
         inside = automaton.string[state]
         if not inside and byte in b" \n\r\t" and byte not in automaton.edges[state]:
             continue
-        begins, target = automaton.begins_character(state, byte), automaton.edges[state].get(byte, 0)
-        if not target or begins and counter == automaton.bounds[inside][1]:
+        target, counted = automaton.step(state, counter, byte)
+        if not target or counted > automaton.bounds[automaton.string[target]][1]:
             break
-        counter = counter + begins if automaton.string[target] == inside and inside else 0
-        state = target
+        state, counter = target, counted
         written.append(byte)
         if not automaton.string[state] or state == automaton.content[automaton.string[state]]:
             last = (state, counter, len(written))

@@ -49,14 +49,13 @@ class Guarantee:
             raise UserError("the answer's opening, as this tokenizer writes it, is not what the schema allows; is the task's label its schema's first key?")
         return state
 
-    def behind(self, ids):
-        """(state, counter, tokens left) behind an answer's tokens from its beginning."""
-        a, state, counter = self.automaton, self.automaton.start, 0
-        for byte in b"".join(self.texts[token] or b"\0" for token in ids).lstrip(b" "):
-            begins, inside = a.begins_character(state, byte), a.string[state]
-            state = a.edges[state].get(byte, 0)
-            counter = counter + begins if a.string[state] == inside and inside else 0
-        return state, counter, self.max_new_tokens - len(ids)
+    def behind(self, ids, place=None):
+        """(state, counter) behind an answer's tokens: from its beginning, or from such a place."""
+        data = b"".join(self.texts[token] or b"\0" for token in ids)
+        state, counter = place or (self.automaton.start, 0)
+        for byte in data if place else data.lstrip(b" "):
+            state, counter = self.automaton.step(state, counter, byte)
+        return state, counter
 
     def within(self, rows):
         """(classes that fit the schema, those of them behind which the answer can still be finished)."""

@@ -1,8 +1,8 @@
 """In-process Transformers, every answer valid: _guarantee.py masks each choice, and what is settled anyway costs no step of its own.
 
 The answer's opening rides behind the prompt, so the pass that reads the prompt decides the verdict. The text from there to the first free
-word follows in one pass. Later tokens are guessed from what followed the same few tokens in earlier answers, as verdicts' sentences
-resemble one another; a guess counts as far as the model, asked at each of its places, chose the very same tokens.
+word follows in one pass. What comes then is written by _graphs.py on a GPU, with guesses by _guessing.py on a CPU, and by `generate` for models
+whose memory can drop nothing that they have read.
 """
 
 import time
@@ -13,27 +13,42 @@ import calibrate
 import dataset
 from common import UserError, read_json, sha256_file
 from constrained_decode import Answer
-from constrained_decode._guarantee import Rows, guarantee_for
+from constrained_decode._fused import fuse
+from constrained_decode._graphs import Shapes, grouped_attention
+from constrained_decode._guarantee import guarantee_for
+from constrained_decode._guessing import GUESS, Guessing, Writing, forward, rows_of
+from constrained_decode._reading import has_plain_head, label_shares, read_prompts
+from constrained_decode._sampling import drawn
 
-GUESS = 6               # tokens a step; on 300 synthetic answers of 20.6 tokens 8.1 steps an answer with 3, 7.5 with 6, 7.4 with 8
-CONTEXTS = (4, 3, 2)    # how many tokens must have been followed before, the longest first; 9.6 steps an answer with (2,) alone and 2 guesses
-MOST_KEPT = 100_000     # contexts, about 20 MB
 WIDENED_BELOW = 1e9     # parameters; more would need twice the memory
 
 
-def load(model_path, task, config, batch_size=None, constrained=True):
+def load(model_path, task, config, batch_size=None, constrained=True, random_weights=False):
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = dataset.local_or_hub(model_path)
     chat = dataset.pinned_chat(dataset.load_tokenizer(folder), config.chat)
-    check_whole(folder)
-    with dataset.hub_errors_explained(model_path):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    if random_weights:
+        model = of_chance(folder)
+    else:
+        check_whole(folder)
+        with dataset.hub_errors_explained(model_path):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     cuda = torch.cuda.is_available()
     weights = model.dtype
     model = (model.to("cuda") if cuda else widened(model)).eval()
     return Engine(model, chat, task, config.gen, batch_size or (64 if cuda else 16), calibrate.stored_temperature(folder), weights, constrained)
+
+
+def of_chance(folder):
+    """The shape that a folder's config.json describes, with random weights, made where it will run."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
 
 
 def check_whole(folder):
@@ -57,28 +72,42 @@ def widened(model):
 
 
 @dataclass
-class Writing:
-    """One row's answer so far."""
+class Batch:
+    """What a batch of prompts came to."""
 
-    ids: list
-    n_fed: int = 0          # tokens that the model has read
-    n_overruled: int = 0    # choices that would have broken the schema
-    n_late: int = 0         # choices behind which the answer could not have been finished in time
+    written: list           # a Writing a row
+    probabilities: list     # {label: probability} a row
+    first_s: float | None   # until every row's verdict, its first token that is not settled, was known
 
 
 class Engine:
     def __init__(self, model, chat, task, gen, batch_size, temperature=1.0, weights=None, constrained=True):
         self.model, self.chat, self.gen, self.batch_size, self.temperature = model, chat, gen, batch_size, temperature
-        self.branch, self.end_ids, self.guesses = dataset.find_branch(chat, task), dataset.end_ids(chat), Guesses()
-        self.rewinds, self.guarantee, self.review_label = can_rewind(model), None, task.review_label
+        self.branch, self.end_ids, self.review_label = dataset.find_branch(chat, task), dataset.end_ids(chat), task.review_label
+        self.rewinds, self.plain_head, self.guarantee, self.shapes = can_rewind(model), has_plain_head(model), None, None
         if constrained:
             n_tokens = max(len(chat.tokenizer), model.get_output_embeddings().weight.shape[0])
             self.guarantee = guarantee_for(task.answer_schema, chat.tokenizer, n_tokens, self.end_ids[0], gen.max_new_tokens, model.device)
             self.settled = {label: self.settled_by(label) for label in self.branch.token_of}
+            self.guessing = Guessing(model, self.guarantee, gen, self.end_ids[0], chat.pad_id)
+            if model.device.type == "cuda" and self.rewinds and self.plain_head:
+                self.use_graphs()
+        steps = "one token a step" if not constrained or not self.rewinds else f"up to {GUESS} guessed tokens checked a step"
         self.facts = {"precision": str(model.dtype).removeprefix("torch."), "weights": str(weights or model.dtype).removeprefix("torch."),
                       "device": model.device.type, "batch_size": batch_size, "decoding": "guaranteed" if constrained else "unconstrained",
-                      "steps": f"up to {GUESS} guessed tokens checked a step" if constrained and self.rewinds else "one token a step",
+                      "steps": "one token a step, a CUDA graph each" if self.shapes else steps,
                       "attention": model.config._attn_implementation, "calibration_temperature": temperature}
+
+    def use_graphs(self):
+        if self.model.device.type == "cuda":
+            fuse(self.model)
+        self.model.set_attn_implementation(grouped_attention())
+        settled = [self.settled[label] for label in self.labels_by_caution()]
+        self.shapes = Shapes(self.model, self.guarantee, self.gen, self.branch.opening, settled, self.end_ids[0])
+
+    def labels_by_caution(self):
+        """Of equally likely verdicts the first is taken: the one that asks a person."""
+        return sorted(self.branch.token_of, key=lambda label: label != self.review_label)
 
     def settled_by(self, label):
         """(the tokens that a verdict settles, itself first; the automaton's state behind them)."""
@@ -91,21 +120,27 @@ class Engine:
         import torch
 
         torch.manual_seed(0)
-        if self.gen.temperature:
-            # How many numbers are drawn depends on the guesses: without earlier ones the same call draws the same answers.
-            self.guesses = Guesses()
-        write = self._guessed if self.guarantee and self.rewinds else self._generated
+        if self.gen.temperature and self.guarantee:
+            self.guessing.forget()
+        write = self._generated if not self.guarantee or not self.rewinds else self._graphed if self.shapes else self._guessed
         for positions, prompts in self._batches(conversations):
             start = time.perf_counter()
             with torch.inference_mode():
-                written, probabilities = write(prompts)
-            seconds = (time.perf_counter() - start) / len(prompts)
-            for position, prompt, one, shares in zip(positions, prompts, written, probabilities, strict=True):
-                yield position, self._answer(prompt, one, shares, seconds)
+                batch = write(prompts)
+            seconds = time.perf_counter() - start
+            for position, prompt, one, shares in zip(positions, prompts, batch.written, batch.probabilities, strict=True):
+                yield position, self._answer(prompt, one, shares, seconds / len(prompts), batch.first_s)
 
     def verdicts(self, conversations):
+        import torch
+
         for positions, prompts in self._batches(conversations):
-            yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature), strict=True)
+            if self.plain_head:
+                with torch.inference_mode():
+                    logits = read_prompts(self.model, [prompt + self.branch.opening for prompt in prompts], 1)[:, -1]
+                yield from zip(positions, label_shares(logits, self.branch, self.temperature), strict=True)
+            else:
+                yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature), strict=True)
 
     def _batches(self, conversations):
         """Longest first: the first batch shows whether memory suffices, and little is padded."""
@@ -126,115 +161,56 @@ class Engine:
                             f"{self.gen.max_new_tokens}, the model reads {most:,}; shorten the records of pair {', '.join(map(str, too_long[:10]))}"
                             f"{' and others' if len(too_long) > 10 else ''}")
 
-    def _guessed(self, prompts):
-        """(each row's Writing, its verdict's probabilities); rows leave as they finish."""
-        import torch
+    def _graphed(self, prompts):
+        opening, decided = self.branch.opening, Stopwatch(self.model.device)
+        prompts = [prompt + opening for prompt in prompts]
+        shape = self.shapes.of(prompts)
+        logits = shape.begin(prompts)
+        decided.stop()
+        shape.finish()
+        written = [Writing(ids[:at], n_overruled=broke, n_late=late) for ids, at, broke, late in
+                   zip(*(column[:len(prompts)].tolist() for column in (shape.written, shape.at, shape.n_overruled, shape.n_late)), strict=True)]
+        return Batch(written, label_shares(logits, self.branch, self.temperature), decided.seconds())
 
-        written, probabilities, cache, mask = self._begun(prompts)
-        going, guesses = list(range(len(prompts))), [[] for _ in prompts]
-        while True:
-            fed = padded_right([written[row].ids[written[row].n_fed:] + guesses[row] for row in going], self.chat.pad_id, mask.device)
-            mask = torch.cat([mask, torch.ones_like(fed)], 1)
-            logits = forward(self.model, fed, mask, n_logits=fed.shape[1], cache=cache).logits
-            n_right = self._accept([written[row] for row in going], [guesses[row] for row in going], logits)
-            # What was fed behind a wrong guess stays in the cache, hidden by the mask.
-            mask[:, -fed.shape[1]:] = torch.arange(fed.shape[1], device=mask.device) < torch.tensor(n_right, device=mask.device)[:, None]
-            kept = [at for at, row in enumerate(going) if written[row].ids[-1] not in self.end_ids[:1]]
-            if not kept:
-                break
-            if len(kept) < len(going):
-                cache.batch_select_indices(torch.tensor(kept, device=mask.device))
-                mask, going = mask[kept], [going[at] for at in kept]
-            for row in going:
-                guesses[row] = self.guesses.after(written[row].ids, min(GUESS, self.gen.max_new_tokens - len(written[row].ids) - 1))
-        for one in written:
-            self.guesses.learn(one.ids)
-        return written, probabilities
+    def _guessed(self, prompts):
+        batch, cache, mask = self._begun(prompts)
+        self.guessing.finish(batch.written, cache, mask)
+        return batch
 
     def _begun(self, prompts):
-        """The verdicts, chosen behind the prompts and the opening: (Writings up to the first free word, probabilities, cache, mask)."""
-        opening = self.branch.opening
+        """(the verdicts chosen behind the prompts and the opening: Writings up to the first free word; cache; mask)."""
+        start, opening = time.perf_counter(), self.branch.opening
         fed, mask = padded_left([prompt + opening for prompt in prompts], self.chat.pad_id, self.model.device)
         output = forward(self.model, fed, mask, n_logits=len(opening) + 1)
         wished = output.logits[:, :-1].argmax(-1).tolist()
         labels = self._chosen_labels(output.logits[:, -1])
-        written = [Writing(opening + self.settled[label][0], len(opening), sum(a != b for a, b in zip(wish, opening, strict=True)))
-                   for label, wish in zip(labels, wished, strict=True)]
-        return written, label_shares(output.logits[:, -1], self.branch, self.temperature), output.past_key_values, mask
+        written = [Writing(opening + self.settled[label][0], len(opening), sum(a != b for a, b in zip(wish, opening, strict=True)),
+                           place=(self.settled[label][1], 0)) for label, wish in zip(labels, wished, strict=True)]
+        shares = label_shares(output.logits[:, -1], self.branch, self.temperature)
+        return Batch(written, shares, time.perf_counter() - start), output.past_key_values, mask
 
     def _chosen_labels(self, logits):
-        # Of equally likely verdicts the first is taken: the one that asks a person.
-        labels = sorted(self.branch.token_of, key=lambda label: label != self.review_label)
-        return [labels[at] for at in self._drawn(logits[:, [self.branch.token_of[label] for label in labels]]).tolist()]
-
-    def _accept(self, written, guesses, logits):
-        """Extend each row by its guess as far as it is right, and by the choice behind it; how many of the fed tokens stand before that choice."""
-        import torch
-
-        width = max(map(len, guesses)) + 1
-        n_new = [len(one.ids) - one.n_fed for one in written]
-        rows = self._places(written, guesses, width)
-        places = torch.tensor(n_new, device=logits.device)[:, None] - 1 + torch.arange(width, device=logits.device)
-        places = places.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[-1])
-        allowed, broke, late = self.guarantee.masked(logits.gather(1, places).float(), rows)
-        chosen, broke, late = self._drawn(allowed).tolist(), broke.tolist(), late.tolist()
-        n_before = []
-        for at, (one, guess) in enumerate(zip(written, guesses, strict=True)):
-            n_right = next((place for place, token in enumerate(guess) if chosen[at][place] != token or token == self.end_ids[0]), len(guess))
-            one.n_fed = len(one.ids) + n_right
-            one.ids += chosen[at][:n_right + 1]
-            one.n_overruled += sum(broke[at][:n_right + 1])
-            one.n_late += sum(late[at][:n_right + 1])
-            n_before.append(n_new[at] + n_right)
-        return n_before
-
-    def _places(self, written, guesses, width):
-        """Where the automaton stands at each place of a row's guess."""
-        import torch
-
-        rows = self._rows_of(written)
-        ahead = padded_right([guess + [self.end_ids[0]] * (width - len(guess)) for guess in guesses], self.end_ids[0], self.model.device)
-        places = [rows]
-        for at in range(width - 1):
-            places.append(self.guarantee.advanced(places[-1], ahead[:, at]))
-        return Rows(*(torch.stack([getattr(place, name) for place in places], 1) for name in ("state", "counter", "left")))
-
-    def _rows_of(self, written):
-        """The automaton behind each row's text, read anew from its tokens: a few dozen look-ups beside a pass of the model."""
-        import torch
-
-        found = [self.guarantee.behind(one.ids) for one in written]
-        return Rows(*(torch.tensor(values, device=self.model.device) for values in zip(*found, strict=True)))
-
-    def _drawn(self, logits):
-        """A token for each place: the likeliest, or drawn as `generate` draws with this temperature and top_p."""
-        import torch
-
-        if not self.gen.temperature:
-            return logits.argmax(-1)
-        ranked, tokens = logits.float().div(self.gen.temperature).sort(dim=-1, descending=True)
-        shares = ranked.softmax(-1)
-        # A token stays while those above it fall short of top_p, so the first always does.
-        shares = shares.where(shares.cumsum(-1) - shares < self.gen.top_p, 0.0)
-        drawn = torch.multinomial(shares.flatten(0, -2), 1).view(*logits.shape[:-1], 1)
-        return tokens.gather(-1, drawn)[..., 0]
+        labels = self.labels_by_caution()
+        of_labels = logits[:, [self.branch.token_of[label] for label in labels]]
+        return [labels[at] for at in drawn(of_labels, self.gen.temperature, self.gen.top_p).tolist()]
 
     def _generated(self, prompts):
         """Left to `generate`, token by token: without the guarantee, or with it for models whose memory cannot drop a wrong guess."""
         if not self.guarantee:
-            ids = self._generate(prompts, self.gen.max_new_tokens)
-            return [Writing(one) for one in ids], verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature)
-        written, probabilities, *_ = self._begun(prompts)
+            shares = verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature)
+            return Batch([Writing(one) for one in self._generate(prompts, self.gen.max_new_tokens)], shares, None)
+        batch, *_ = self._begun(prompts)
+        written = batch.written
         for n_settled in {len(one.ids) for one in written}:
             # Rows behind settled texts of one length have the same budget left.
             these = [at for at, one in enumerate(written) if len(one.ids) == n_settled]
-            admitted = Admitted(self.guarantee, self._rows_of([written[at] for at in these]))
+            admitted = Admitted(self.guarantee, rows_of(self.guarantee, [written[at] for at in these]))
             ids = self._generate([prompts[at] + written[at].ids for at in these], self.gen.max_new_tokens - n_settled, admitted)
             for place, at in enumerate(these):
                 written[at].ids += ids[place]
                 written[at].n_overruled += admitted.n_overruled[place]
                 written[at].n_late += admitted.n_late[place]
-        return written, probabilities
+        return batch
 
     def _generate(self, prompts, budget, admitted=None):
         ids, mask = padded_left(prompts, self.chat.pad_id, self.model.device)
@@ -243,11 +219,11 @@ class Engine:
                                      eos_token_id=self.end_ids, pad_token_id=self.chat.pad_id, **(sampled if self.gen.temperature else greedy))
         return output[:, ids.shape[1]:].tolist()
 
-    def _answer(self, prompt, one, probabilities, seconds):
+    def _answer(self, prompt, one, probabilities, seconds, first_s=None):
         end = next((at for at, token in enumerate(one.ids) if token in self.end_ids), None)
         text = self.chat.tokenizer.decode(one.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return Answer(text, "length" if end is None else "stop", len(prompt), len(one.ids) if end is None else end + 1, probabilities, seconds,
-                      overruled=one.n_overruled, late=one.n_late)
+                      overruled=one.n_overruled, late=one.n_late, first_s=first_s)
 
 
 class Admitted:
@@ -268,29 +244,24 @@ class Admitted:
         return allowed
 
 
-class Guesses:
-    """What last followed a few tokens in an answer."""
+class Stopwatch:
+    """Seconds of the device's own work, read when that work is done and without waiting for it before."""
 
-    def __init__(self):
-        self.next = {}
+    def __init__(self, device):
+        import torch
 
-    def learn(self, ids):
-        if len(self.next) > MOST_KEPT:
-            self.next.clear()
-        for size in CONTEXTS:
-            for end in range(size, len(ids)):
-                self.next[tuple(ids[end - size:end])] = ids[end]
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if device.type == "cuda" else (None, None)
+        self.began = time.perf_counter()
+        if self.start:
+            self.start.record()
 
-    def after(self, ids, most):
-        guess, last = [], ids[-max(CONTEXTS):]
-        while len(guess) < most:
-            found = (self.next.get(tuple(last[-size:])) for size in CONTEXTS if size <= len(last))
-            token = next((token for token in found if token is not None), None)
-            if token is None:
-                break
-            guess.append(token)
-            last = [*last, token]
-        return guess
+    def stop(self):
+        self.took = time.perf_counter() - self.began
+        if self.end:
+            self.end.record()
+
+    def seconds(self):
+        return self.start.elapsed_time(self.end) / 1000 if self.end else self.took
 
 
 def can_rewind(model):
@@ -298,12 +269,6 @@ def can_rewind(model):
     from transformers import DynamicCache
 
     return all(layer.is_croppable for layer in DynamicCache(config=model.config).layers)
-
-
-def forward(model, ids, mask, n_logits, cache=None):
-    """One pass over new tokens behind the cached ones; the mask covers both and says which exist."""
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-    return model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=n_logits)
 
 
 def padded_left(prompts, pad_id, device):
@@ -315,13 +280,6 @@ def padded_left(prompts, pad_id, device):
     return ids, mask
 
 
-def padded_right(rows, pad_id, device):
-    import torch
-
-    width = max(map(len, rows))
-    return torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
-
-
 def verdict_probabilities(model, prompts, branch, pad_id, temperature=1.0):
     """{label: probability} for each prompt's ids, from one forward pass that ends where the verdict is decided."""
     import torch
@@ -330,11 +288,3 @@ def verdict_probabilities(model, prompts, branch, pad_id, temperature=1.0):
     with torch.inference_mode():
         logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1).logits[:, -1]
     return label_shares(logits, branch, temperature)
-
-
-def label_shares(logits, branch, temperature):
-    """Each row's {label: probability} from the logits where the verdict is decided."""
-    shares = logits[:, list(branch.token_of.values())].float().div(temperature).softmax(-1)
-    if not shares.isfinite().all():
-        raise UserError("the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set merge.dtype=float32")
-    return [dict(zip(branch.token_of, row, strict=True)) for row in shares.tolist()]

@@ -5,16 +5,19 @@ as an answer or as a counted failure, and a failure is no verdict. Before anythi
 """
 
 import json
+import math
 import os
 import secrets
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 
 import jsonschema
 
-from common import UserError, parse_json
+from common import UserError, parsed_answer
 from constrained_decode import Answer, _automaton
+from tasks import load_task
 
 ENDPOINT = "http://localhost:8000/v1"
 CONCURRENCY = 16
@@ -28,37 +31,80 @@ BUSY = (429, 502, 503)
 
 def load(model_path, task, config, batch_size=None, constrained=True, endpoint=None):
     """model_path is the name that the server knows the model by."""
-    engine = Engine(str(model_path), task, config.gen, batch_size or CONCURRENCY, constrained, (endpoint or ENDPOINT).rstrip("/"))
+    engine = Engine(str(model_path), task, config.gen, batch_size or CONCURRENCY, constrained, endpoint)
     engine.check()
     return engine
+
+
+def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):
+    """An engine for many threads that `ask`, unchecked."""
+    return Engine(model_path, load_task(task_name), config.gen, n_clients, constrained, endpoint)
 
 
 class Failure(Exception):
     """One request came to nothing; the first word says in what way."""
 
 
+@dataclass
+class Reply:
+    """What a server said, whole or piece by piece."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict = field(default_factory=dict)
+    tokens: list = field(default_factory=list)      # with their log-probabilities, where the server tells them
+    first_s: float | None = None
+
+    def add(self, body):
+        """One chat completion, or one piece of it; a last piece may hold the usage alone."""
+        self.usage = body.get("usage") or self.usage
+        for choice in body["choices"][:1]:
+            self.text += said(choice)
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            self.tokens += (choice.get("logprobs") or {}).get("content") or []
+
+
+def said(choice):
+    """The text of a choice: of a chat, of a piece of one, or of a plain completion."""
+    part = choice.get("message") or choice.get("delta")
+    if part is None and "text" not in choice:
+        raise KeyError("message")
+    return (choice["text"] if part is None else part.get("content")) or ""
+
+
 class Engine:
+    path, opening = "/chat/completions", ""
+
     def __init__(self, model, task, gen, concurrency, constrained, endpoint):
         import httpx2
 
-        self.model, self.task, self.gen, self.concurrency, self.constrained, self.endpoint = model, task, gen, concurrency, constrained, endpoint
+        self.task, self.gen, self.concurrency, self.constrained, self.endpoint = task, gen, concurrency, constrained, (endpoint or ENDPOINT).rstrip("/")
         self.schema, self.automaton = jsonschema.Draft202012Validator(task.answer_schema), _automaton.compile_schema(task.answer_schema)
         key = os.environ.get("OPENAI_API_KEY")
         self.client = httpx2.Client(timeout=httpx2.Timeout(TIMEOUT_S, connect=5.0), headers={"Authorization": f"Bearer {key}"} if key else {},
                                    limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency))
-        self.outcomes = Counter()
-        self.facts = {"endpoint": endpoint, "served_model": model, "concurrency": concurrency,
+        self.model, self.outcomes = model or self._first_model(), Counter()
+        self.facts = {"endpoint": self.endpoint, "served_model": self.model, "concurrency": concurrency,
                       "decoding": "server's json_schema, closed here at the budget" if constrained else "unconstrained", "outcomes": self.outcomes}
+
+    def _first_model(self):
+        """The name of the model that the server lists first."""
+        import httpx2
+
+        try:
+            return self.client.get(f"{self.endpoint}/models").json()["data"][0]["id"]
+        except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{self.endpoint}/models: tells no model ({type(error).__name__}: {error}); is the server up? --model_path names a model") from None
 
     def check(self):
         """The server is there, knows the model, and obeys a schema that no model would follow unasked."""
         word = f"canary-{secrets.token_hex(4)}"
         schema = {"type": "object", "properties": {"sign": {"const": word}}, "required": ["sign"], "additionalProperties": False}
         try:
-            answered = self._asked([{"role": "user", "content": "Say hello."}], 40, schema if self.constrained else None)
+            reply = self._asked([{"role": "user", "content": "Say hello."}], 40, schema if self.constrained else None)
         except Failure as failure:
             raise UserError(f"{self.endpoint}: {failure}; is the server up, and is '{self.model}' the name it serves the model by?") from None
-        if self.constrained and not follows(answered["choices"][0]["message"]["content"], schema):
+        if self.constrained and parsed_answer(reply.text, jsonschema.Draft202012Validator(schema)) is None:
             raise UserError(f"{self.endpoint}: the server answers but ignores response_format json_schema, so its answers would be free text; "
                             "start it with structured outputs, or update it (their options were renamed more than once)")
 
@@ -68,67 +114,71 @@ class Engine:
     def verdicts(self, conversations):
         yield from self._all(self._verdict, conversations)
 
+    def ask(self, messages):
+        """One answer, streamed, so that the time of its first token is known."""
+        return self._answer(messages, streams=True)
+
     def _all(self, ask, conversations):
         with ThreadPoolExecutor(self.concurrency) as pool:
             waiting = {pool.submit(ask, messages): at for at, messages in enumerate(conversations)}
             for done in as_completed(waiting):
                 yield waiting[done], done.result()
 
-    def _answer(self, messages):
+    def _answer(self, messages, streams=False):
         start = time.perf_counter()
         try:
-            answered = self._asked(messages, self.gen.max_new_tokens, self.task.answer_schema if self.constrained else None)
-            choice, usage = answered["choices"][0], answered.get("usage") or {}
-            text = choice["message"]["content"] or ""
+            reply = self._asked(messages, self.gen.max_new_tokens, self.task.answer_schema if self.constrained else None, streams)
         except Failure as failure:
             self.outcomes[str(failure).split(":")[0]] += 1
-            return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start)
-        whole = text if self._is_valid(text) or not self.constrained else _automaton.closed(self.automaton, text)
+            return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start, overruled=None)
+        text = self.opening + reply.text
+        whole = text if not self.constrained or parsed_answer(text, self.schema) is not None else _automaton.closed(self.automaton, text)
         self.outcomes["valid" if whole == text else "closed at the budget" if whole else "not valid"] += 1
-        return Answer(whole or text, choice.get("finish_reason") or "stop", usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0),
-                      self._probabilities(choice), time.perf_counter() - start, late=int(whole is not None and whole != text))
+        return Answer(whole or text, reply.finish_reason or "stop", reply.usage.get("prompt_tokens", 0), reply.usage.get("completion_tokens", 0),
+                      self._probabilities(reply.tokens), time.perf_counter() - start, overruled=None, late=int(whole is not None and whole != text),
+                      first_s=reply.first_s)
 
     def _verdict(self, messages):
         """The verdict's probabilities from the first tokens; where the server tells none a run cannot go on."""
         try:
-            found = self._probabilities(self._asked(messages, VERDICT_TOKENS, self.task.answer_schema if self.constrained else None)["choices"][0])
+            found = self._probabilities(self._asked(messages, VERDICT_TOKENS, self.task.answer_schema if self.constrained else None).tokens)
         except Failure as failure:
             raise UserError(f"{self.endpoint}: {failure}") from None
         if not found:
             raise UserError(f"{self.endpoint}: the server's answer holds no logprobs at the verdict; verdict probabilities need them")
         return found
 
-    def _asked(self, messages, max_tokens, schema):
-        """The server's answer to one request; busy servers are asked again, as late as they wish."""
-        import httpx2
-
+    def _body(self, messages, max_tokens, schema):
         body = {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": self.gen.temperature, "top_p": self.gen.top_p,
                 "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if schema:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+        return body
+
+    def _asked(self, messages, max_tokens, schema, streams=False):
+        """The server's reply to one request; busy servers are asked again, as late as they wish."""
+        import httpx2
+
+        body = self._body(messages, max_tokens, schema) | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
+        start = time.perf_counter()
         for attempt in range(TRIES):
             try:
-                response = self.client.post(f"{self.endpoint}/chat/completions", json=body)
+                with self.client.stream("POST", self.endpoint + self.path, json=body) as response:
+                    if response.status_code not in BUSY or attempt == TRIES - 1:
+                        return reply_of(response, start)
+                    wait = wished_wait(response) or 2**attempt / 4
             except httpx2.TimeoutException as error:
                 raise Failure(f"timeout: no byte for {TIMEOUT_S:.0f} s ({type(error).__name__})") from None
             except httpx2.ConnectError as error:
                 raise Failure(f"not reachable: {error}") from None
             except httpx2.HTTPError as error:
                 raise Failure(f"connection cut: {type(error).__name__}") from None
-            if response.status_code not in BUSY or attempt == TRIES - 1:
-                return checked(response)
             self.outcomes["asked again"] += 1
-            time.sleep(min(LONGEST_WAIT_S, wished_wait(response) or 2**attempt / 4))
+            time.sleep(min(LONGEST_WAIT_S, wait))
         raise AssertionError("unreachable")
 
-    def _is_valid(self, text):
-        return follows(text, self.task.answer_schema)
-
-    def _probabilities(self, choice):
+    def _probabilities(self, tokens):
         """Each label's share where its first letter was written; None where the server tells no log-probabilities there."""
-        import math
-
-        tokens = ((choice.get("logprobs") or {}).get("content")) or []
         opening, written = f'"{self.task.label_key}":"', ""
         for token in tokens:
             before, written = written, written + token["token"]
@@ -165,23 +215,40 @@ def wished_wait(response):
         return None
 
 
-def checked(response):
-    """The body of a good response, else a Failure that says what the server said."""
+def reply_of(response, start):
+    """The Reply of a good response, else a Failure that says what the server said."""
     if response.status_code != 200:
-        said = response.text.strip().replace("\n", " ")[:200]
+        response.read()
+        words = response.text.strip().replace("\n", " ")[:200]
         kind = {401: "not allowed: the API key is missing or wrong (OPENAI_API_KEY)", 403: "not allowed: the API key may not use this model",
                 404: "not found: wrong model name or address"}.get(response.status_code, f"status {response.status_code}")
-        raise Failure(f"{kind}: {said}" if said else kind)
+        raise Failure(f"{kind}: {words}" if words else kind)
     try:
-        body = json.loads(response.content)
-        _ = body["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise Failure("not an answer: the server sent something else than a chat completion") from None
-    return body
+        if "text/event-stream" in response.headers.get("content-type", ""):
+            return streamed(response, start)
+        reply = Reply()
+        reply.add(json.loads(response.read()))
+        # A server may leave the list of choices empty only in a stream's last piece.
+        return reply if reply.finish_reason or reply.text else missing()
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise Failure("not an answer: the server sent something else than a completion") from None
 
 
-def follows(text, schema):
-    try:
-        return jsonschema.Draft202012Validator(schema).is_valid(parse_json(text or ""))
-    except (ValueError, RecursionError):
-        return False
+def missing():
+    raise KeyError("choices")
+
+
+def streamed(response, start):
+    """The pieces of a stream of server-sent events as one reply."""
+    reply, is_done = Reply(), False
+    for line in response.iter_lines():
+        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+        is_done = is_done or data == "[DONE]"
+        if data and data != "[DONE]":
+            reply.add(json.loads(data))
+            if reply.text and reply.first_s is None:
+                reply.first_s = time.perf_counter() - start
+    if not is_done and not reply.finish_reason:
+        raise Failure("connection cut: the stream ended before the answer did")
+    return reply
+

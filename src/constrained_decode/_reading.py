@@ -1,0 +1,46 @@
+"""A prompt read in one pass, up to where its verdict is decided. Prompts are padded on their right, so no mask is needed: nobody attends to padding."""
+
+from common import UserError
+
+
+def read_prompts(model, prompts, n_last):
+    """The logits of each prompt's last n_last places, from one pass."""
+    ids, lengths = padded(prompts, model.device)
+    return read(model, ids, lengths, n_last)
+
+
+def padded(prompts, device, n_rows=0, width=0):
+    """(ids, lengths) of prompts, repeated where more rows or a wider table are wanted."""
+    import torch
+
+    width, prompts = max(width, *map(len, prompts)), prompts + prompts[-1:] * (n_rows - len(prompts))
+    return (torch.tensor([prompt + prompt[-1:] * (width - len(prompt)) for prompt in prompts], device=device),
+            torch.tensor([len(prompt) for prompt in prompts], device=device))
+
+
+def read(model, ids, lengths, n_last, cache=None):
+    import torch
+
+    hidden = model.base_model(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None], past_key_values=cache,
+                              use_cache=cache is not None).last_hidden_state
+    last = lengths[:, None] - n_last + torch.arange(n_last, device=ids.device)
+    return model.get_output_embeddings()(hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1])))
+
+
+def has_plain_head(model):
+    """Whether logits are the output layer's of the last hidden state, with nothing (a scale, a cap) in between."""
+    import torch
+
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    with torch.inference_mode():
+        expected, found = (logits[0, -1].float() for logits in (model(input_ids=ids).logits, read_prompts(model, [[0, 0]], 1)))
+    # Weights that are no numbers are found out where verdicts are read.
+    return torch.allclose(found, expected, atol=0.02 * expected.abs().amax().item(), rtol=0.0, equal_nan=True)
+
+
+def label_shares(logits, branch, temperature):
+    """Each row's {label: probability} from the logits where the verdict is decided."""
+    shares = logits[:, list(branch.token_of.values())].float().div(temperature).softmax(-1)
+    if not shares.isfinite().all():
+        raise UserError("the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set merge.dtype=float32")
+    return [dict(zip(branch.token_of, row, strict=True)) for row in shares.tolist()]

@@ -1,0 +1,63 @@
+"""A model server that is started for one run and stopped with it, whatever happens to the run."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+
+from common import WorkFailed
+
+READY_WITHIN_S = 900    # a large model read from a slow disk, compiled for the first time
+STOPPED_WITHIN_S = 30
+LAST_LINES = 15
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(command, health, log, environment=()):
+    """The server's process while it serves; its output is in the file `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"starting {command[2] if command[1] == '-m' else command[0]}; its output is in {log}", flush=True)
+    with open(log, "w") as output:
+        # A session of its own, so that the processes that it starts end with it.
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(environment), start_new_session=True)
+    try:
+        wait_until_ready(server, health, log)
+        yield server
+    finally:
+        stop(server)
+
+
+def wait_until_ready(server, health, log):
+    import httpx2
+
+    start = time.monotonic()
+    while time.monotonic() - start < READY_WITHIN_S:
+        if server.poll() is not None:
+            raise WorkFailed(f"the server ended with code {server.returncode} before it was ready; the last lines of {log}:\n{last_lines(log)}")
+        with contextlib.suppress(httpx2.HTTPError):
+            if httpx2.get(health, timeout=5).status_code == 200:
+                print(f"ready after {time.monotonic() - start:.0f} s", flush=True)
+                return
+        time.sleep(0.5)
+    raise WorkFailed(f"the server was not ready within {READY_WITHIN_S} s; the last lines of {log}:\n{last_lines(log)}")
+
+
+def last_lines(log):
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+
+
+def stop(server):
+    for sign, patience in ((signal.SIGTERM, STOPPED_WITHIN_S), (signal.SIGKILL, STOPPED_WITHIN_S)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(patience)
+            return

@@ -1,0 +1,129 @@
+"""The guarantee inside vLLM's worker, as a logits processor of its first model runner.
+
+It masks, draws and advances by itself, on the device, and leaves the sampler a single token to choose: what was drawn is thus known without
+asking the host, which with vLLM's asynchronous scheduling would learn it a step too late.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
+
+import dataset
+from constrained_decode._guarantee import Rows, guarantee_for
+from constrained_decode._sampling import drawn
+
+
+@dataclass(eq=False)
+class Request:
+    """One row of the batch."""
+
+    place: tuple            # (state, counter, tokens left) where it was added
+    written: list           # vLLM's own list of its tokens; it grows with each that counts
+    n_drawn_at: int = -1    # how long that list was when a token was last drawn
+
+
+class Guaranteed(LogitsProcessor):
+    def __init__(self, vllm_config, device, is_pin_memory):
+        import torch
+
+        options, model = vllm_config.additional_config["guarantee"], vllm_config.model_config
+        tokenizer = dataset.load_tokenizer(Path(model.tokenizer))
+        n_tokens = max(len(tokenizer), model.get_vocab_size())
+        self.guarantee = guarantee_for(options["schema"], tokenizer, n_tokens, options["end_id"], model.max_model_len, device)
+        self.temperature, self.top_p, self.device = options["temperature"], options["top_p"], device
+        n_rows = vllm_config.scheduler_config.max_num_seqs
+        self.rows, self.before = (Rows(*(torch.zeros(n_rows, dtype=torch.long, device=device) for _ in range(3))) for _ in range(2))
+        self.held = torch.zeros(n_rows, dtype=torch.bool, device=device)
+        self.requests = [None] * n_rows
+
+    @classmethod
+    def validate_params(cls, sampling_params):
+        n = (sampling_params.extra_args or {}).get("answer_tokens")
+        if n is not None and (not isinstance(n, int) or n < 1):
+            raise ValueError("answer_tokens: the number of the prompt's last tokens that belong to the answer, at least 1")
+
+    def is_argmax_invariant(self):
+        return False
+
+    def update_state(self, batch_update):
+        """Take back what did not count, then move rows as vLLM moves them."""
+        # Of a prompt that is read in pieces the tokens drawn before its end are thrown away.
+        dropped = [at for at, one in enumerate(self.requests) if one and one.n_drawn_at == len(one.written)]
+        if dropped:
+            self._take_back(dropped)
+        if batch_update:
+            self._move(batch_update)
+
+    def _move(self, update):
+        came_from = list(range(len(self.requests)))
+        for at in update.removed:
+            self.requests[at] = None
+        new = {}
+        for at, params, prompt, written in update.added:
+            self.requests[at] = self._request(params, prompt, written)
+            new[id(self.requests[at])] = self.requests[at]
+        for a, b, direction in update.moved:
+            for slots in (self.requests, came_from):
+                slots[a], slots[b] = (slots[b], slots[a]) if direction == MoveDirectionality.SWAP else (slots[a], slots[a])
+            if direction != MoveDirectionality.SWAP:
+                self.requests[a] = None
+        if update.moved:
+            self._gather(came_from)
+        begun = [at for at, one in enumerate(self.requests) if one and id(one) in new]
+        if begun:
+            self._put(begun, [self.requests[at].place for at in begun])
+        self._mark()
+
+    def _request(self, params, prompt, written):
+        """A new row, or one that was taken off for want of memory and goes on behind what it had written."""
+        n_answer = (params.extra_args or {}).get("answer_tokens")
+        if not n_answer:
+            return None
+        state, counter = self.guarantee.behind(written, self.guarantee.behind(prompt[-n_answer:]))
+        return Request((state, counter, params.max_tokens - len(written)), written)
+
+    def _take_back(self, ats):
+        import torch
+
+        index = torch.tensor(ats, device=self.device)
+        for name in ("state", "counter", "left"):
+            getattr(self.rows, name).index_copy_(0, index, getattr(self.before, name)[index])
+        for at in ats:
+            self.requests[at].n_drawn_at = -1
+
+    def _gather(self, came_from):
+        import torch
+
+        order = torch.tensor(came_from, device=self.device)
+        for name in ("state", "counter", "left"):
+            getattr(self.rows, name).copy_(getattr(self.rows, name)[order])
+
+    def _put(self, ats, places):
+        import torch
+
+        index, values = torch.tensor(list(ats), device=self.device), torch.tensor(list(places), device=self.device)
+        for column, name in enumerate(("state", "counter", "left")):
+            getattr(self.rows, name).index_copy_(0, index, values[:, column])
+
+    def _mark(self):
+        import torch
+
+        self.held.copy_(torch.tensor([one is not None for one in self.requests]))
+
+    def apply(self, logits):
+        n = logits.shape[0]
+        if not any(self.requests[:n]):
+            return logits
+        for request in filter(None, self.requests[:n]):
+            request.n_drawn_at = len(request.written)
+        rows, held = Rows(self.rows.state[:n], self.rows.counter[:n], self.rows.left[:n]), self.held[:n]
+        allowed, *_ = self.guarantee.masked(logits.float(), rows)
+        chosen = drawn(allowed, self.temperature, self.top_p)
+        logits.masked_fill_(held[:, None], float("-inf"))
+        logits.scatter_(1, chosen[:, None], logits.gather(1, chosen[:, None]).masked_fill(held[:, None], 0.0))
+        behind = self.guarantee.advanced(rows, chosen)
+        for name in ("state", "counter", "left"):
+            getattr(self.before, name)[:n] = getattr(rows, name)
+            getattr(self.rows, name)[:n] = getattr(behind, name)
+        return logits

@@ -1,0 +1,47 @@
+"""SGLang: a server that is started and stopped here, held to the schema by its own fastest grammar backend.
+
+Its answers can end open at the token budget; openai_api.py closes them. SGLang's pins differ from ours, so it lives in an environment of its own:
+STEWARD_SGLANG_PYTHON names that environment's interpreter.
+"""
+
+import atexit
+import contextlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from common import UserError
+from constrained_decode import _server, openai_api
+
+INTERPRETER = "STEWARD_SGLANG_PYTHON"
+NAME = "steward"
+
+
+def load(model_path, task, config, batch_size=None, constrained=True):
+    """An engine whose server runs until this process ends."""
+    stack = contextlib.ExitStack()
+    endpoint = stack.enter_context(serve(model_path, task, config, "", Path("sglang_server.log")))
+    atexit.register(stack.close)
+    return openai_api.load(NAME, task, config, batch_size, constrained, endpoint)
+
+
+@contextlib.contextmanager
+def serve(model_path, task, config, more, log, constrained=True, random_weights=False):
+    """The address of a server that runs while the block does."""
+    port = _server.free_port()
+    with _server.running([*command(model_path, port, random_weights), *shlex.split(more)], f"http://127.0.0.1:{port}/health", log):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):
+    return openai_api.connect(NAME, task_name, config, endpoint, n_clients, constrained)
+
+
+def command(model_path, port, random_weights=False):
+    interpreter = os.environ.get(INTERPRETER, sys.executable)
+    if not Path(interpreter).exists():
+        raise UserError(f"{INTERPRETER}={interpreter}: no such interpreter; name that of an environment with sglang")
+    options = ["--model-path", str(model_path), "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--grammar-backend", "llguidance",
+               "--constrained-json-disable-any-whitespace"]
+    return [interpreter, "-m", "sglang.launch_server", *options, *(["--load-format", "dummy"] if random_weights else [])]

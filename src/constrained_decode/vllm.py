@@ -1,0 +1,172 @@
+"""vLLM, its answers under this project's own guarantee: in this process for answering rows, or as a server that is started and stopped here.
+
+Prompts travel as token ids with the answer's opening behind them, so that every engine reads the very same tokens and no record can spell a
+control token. _vllm_guarantee.py, loaded into vLLM's worker, masks, draws and advances on the device. Its options were checked with 0.26 and 0.32.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shlex
+import sys
+import time
+
+import calibrate
+import dataset
+from common import ROOT, UserError, parsed_answer
+from constrained_decode import Answer, _server, openai_api
+from tasks import load_task
+
+PROCESSOR = "constrained_decode._vllm_guarantee:Guaranteed"
+# The processor is of the kind that vLLM's first model runner calls; the second one, the default of later versions, calls another.
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])), "VLLM_USE_V2_MODEL_RUNNER": "0"}
+TOP_LOGPROBS = 20
+ROWS = 64               # at a time, where nobody says more
+
+
+def load(model_path, task, config, batch_size=None, constrained=True, random_weights=False):
+    """An engine in this process."""
+    os.environ.update(ENVIRONMENT)
+    try:
+        from vllm import LLM
+    except ImportError:
+        raise UserError("--backend vllm: vLLM is not installed here; it needs a CUDA GPU and requirements-gpu.txt, which make setup takes where there "
+                        "is a GPU; --backend hf answers without it") from None
+    reader = Reader(model_path, task, config, constrained)
+    llm = LLM(**engine_options(reader, task, config, batch_size or ROWS, random_weights), disable_log_stats=True)
+    return Engine(llm, reader, config.gen, calibrate.stored_temperature(model_path))
+
+
+@contextlib.contextmanager
+def serve(model_path, task, config, more, log, constrained=True, random_weights=False):
+    """The address of a server that runs while the block does."""
+    port, reader = _server.free_port(), Reader(model_path, task, config, constrained)
+    # A first token at once, the others together: their events would cost the server more than the tokens.
+    options = engine_options(reader, task, config, ROWS, random_weights) | {"host": "127.0.0.1", "port": port,
+                                                                            "stream_interval": config.gen.max_new_tokens}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options), *shlex.split(more)]
+    with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def engine_options(reader, task, config, n_rows, random_weights=False):
+    """What LLM and the server are both started with, under vLLM's own names."""
+    guarantee = {"schema": task.answer_schema, "end_id": reader.end_id, "temperature": config.gen.temperature, "top_p": config.gen.top_p}
+    return {"model": reader.model, "max_num_seqs": n_rows, "max_model_len": reader.longest, "generation_config": "vllm", "seed": 0,
+            "logits_processors": [PROCESSOR], "additional_config": {"guarantee": guarantee}} | ({"load_format": "dummy"} if random_weights else {})
+
+
+def arguments(options):
+    """The options as a command line."""
+    found = []
+    for name, value in options.items():
+        found.append(f"--{name.replace('_', '-')}")
+        found += value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else str(value)]
+    return found
+
+
+def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):
+    task = load_task(task_name)
+    return Client(Reader(model_path, task, config, constrained), task, config.gen, n_clients, endpoint)
+
+
+class Reader:
+    """Conversations as the token ids that vLLM reads, and what belongs to them."""
+
+    def __init__(self, model_path, task, config, constrained):
+        from transformers import AutoConfig
+
+        folder = dataset.local_or_hub(model_path)
+        self.model, self.constrained = str(model_path), constrained
+        self.chat = dataset.pinned_chat(dataset.load_tokenizer(folder), config.chat)
+        self.branch, self.end_id = dataset.find_branch(self.chat, task), dataset.end_ids(self.chat)[0]
+        self.opening = self.branch.opening if constrained else []
+        self.longest = min(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings, config.train.max_seq_len + config.gen.max_new_tokens)
+
+    def prompt_ids(self, messages):
+        return self.chat.prompt_ids(messages) + self.opening
+
+    def text(self, ids):
+        ids = ids[:ids.index(self.end_id)] if self.end_id in ids else ids
+        return self.chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def settled(self, token):
+        """The tokens that a verdict's first token settles, itself first."""
+        label = next(label for label, first in self.branch.token_of.items() if first == token)
+        return [token, *self.branch.rest_of[label]]
+
+    def shares(self, logprobs, temperature):
+        """{label: probability} from log-probabilities by token id; a label that is not among them has none to speak of."""
+        scaled = {label: logprobs[token] / temperature for label, token in self.branch.token_of.items() if token in logprobs}
+        most = max(scaled.values(), default=0.0)
+        weights = {label: math.exp(scaled[label] - most) if label in scaled else 0.0 for label in self.branch.token_of}
+        return {label: weight / sum(weights.values()) for label, weight in weights.items()} if scaled else None
+
+
+class Engine:
+    """In this process. A first request of one token decides the verdict; what it settles is read behind it, not written."""
+
+    def __init__(self, llm, reader, gen, temperature):
+        import vllm
+
+        self.llm, self.reader, self.chat, self.gen, self.temperature = llm, reader, reader.chat, gen, temperature
+        self.facts = {"decoding": "guaranteed" if reader.constrained else "unconstrained", "vllm": vllm.__version__,
+                      "steps": "one token a step; what the verdict settles is read", "calibration_temperature": temperature}
+
+    def answers(self, conversations):
+        start, prompts, reader = time.perf_counter(), [self.reader.prompt_ids(messages) for messages in conversations], self.reader
+        first = self._written(prompts, [self._sampling(1, len(reader.opening), logprobs=TOP_LOGPROBS)] * len(prompts))
+        begun = [reader.opening + (reader.settled(one.token_ids[0]) if reader.constrained else []) for one in first]
+        rest = self._written([prompt + ids[len(reader.opening):] for prompt, ids in zip(prompts, begun, strict=True)],
+                             [self._sampling(self.gen.max_new_tokens - len(ids), len(ids)) for ids in begun])
+        seconds = (time.perf_counter() - start) / max(1, len(prompts))
+        for at, (verdict, ids, one) in enumerate(zip(first, begun, rest, strict=True)):
+            written = ids + list(one.token_ids)
+            yield at, Answer(reader.text(written), "stop" if self.reader.end_id in written else "length", len(prompts[at]) - len(reader.opening),
+                             len(written), self._shares(verdict) if reader.constrained else None, seconds, overruled=None)
+
+    def verdicts(self, conversations):
+        # Where nothing is constrained, the opening is read all the same: the verdict is decided behind it.
+        prompts = [self.chat.prompt_ids(messages) + self.reader.branch.opening for messages in conversations]
+        for at, one in enumerate(self._written(prompts, [self._sampling(1, 0, logprobs=TOP_LOGPROBS)] * len(prompts))):
+            yield at, self._shares(one)
+
+    def _shares(self, output):
+        return self.reader.shares({token: told.logprob for token, told in output.logprobs[0].items()}, self.temperature)
+
+    def _sampling(self, max_tokens, n_answer, logprobs=None):
+        """n_answer: the prompt's last tokens that belong to the answer; the processor leaves a request without any alone."""
+        from vllm import SamplingParams
+
+        return SamplingParams(max_tokens=max_tokens, temperature=self.gen.temperature, top_p=self.gen.top_p, logprobs=logprobs, detokenize=False,
+                              stop_token_ids=[self.reader.end_id], extra_args={"answer_tokens": n_answer} if n_answer else None)
+
+    def _written(self, prompts, sampling):
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
+        return [output.outputs[0] for output in outputs]
+
+
+class Client(openai_api.Engine):
+    """Asks the server that `serve` started."""
+
+    path = "/completions"
+
+    def __init__(self, reader, task, gen, n_clients, endpoint):
+        self.reader, self.chat, self.opening = reader, reader.chat, reader.text(reader.opening)
+        super().__init__(reader.model, task, gen, n_clients, reader.constrained, endpoint)
+        self.facts["decoding"] = "guaranteed in vLLM's worker" if reader.constrained else "unconstrained"
+
+    def check(self):
+        """The worker holds answers to the schema, also where nothing asks for one."""
+        answer = self._answer([{"role": "user", "content": "Say hello."}])
+        if answer.finish_reason.startswith("failed"):
+            raise UserError(f"{self.endpoint}: {answer.finish_reason}")
+        if self.constrained and (answer.late or parsed_answer(answer.text, self.schema) is None):
+            raise UserError(f"{self.endpoint}: the server does not hold its answers to the schema ({answer.text[:80]!r}); is {PROCESSOR} loaded in it?")
+
+    def _body(self, messages, max_tokens, schema):
+        ids = self.reader.prompt_ids(messages)
+        arguments = {"vllm_xargs": {"answer_tokens": len(self.reader.opening)}} if self.constrained else {}
+        return {"model": self.model, "prompt": ids, "max_tokens": max_tokens - len(self.reader.opening), "temperature": self.gen.temperature,
+                "top_p": self.gen.top_p, "stop_token_ids": [self.reader.end_id]} | arguments
