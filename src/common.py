@@ -262,9 +262,10 @@ def versions():
     from importlib.metadata import version
 
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "sklearn", "splink", "numpy"):
+    for name in ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "sklearn", "splink", "numpy", "vllm",
+                 "llama_cpp", "httpx2"):
         if name in sys.modules:
-            found[name] = version({"sklearn": "scikit-learn"}.get(name, name))
+            found[name] = version({"sklearn": "scikit-learn", "llama_cpp": "llama-cpp-python"}.get(name, name))
     return found
 
 

@@ -163,10 +163,13 @@ def opened(args, task, config):
         yield Here(MicroBatches(engine)), engine
         return
     with contextlib.ExitStack() as stack:
-        endpoint = args.endpoint or stack.enter_context(module.serve(args.model_path, task, config, args.engine_args, log_path(args.out), **options))
+        endpoint, facts = args.endpoint, {}
+        if not endpoint:
+            endpoint, facts = stack.enter_context(module.serve(args.model_path, task, config, args.engine_args, log_path(args.out), **options))
         reached = (args.model_path, task.name, config, endpoint, most, not args.unconstrained)
         engine = module.connect(*reached)
         engine.check()
+        engine.facts |= facts
         load = Processes(module.connect, reached, most)
         stack.callback(load.close)
         yield load, engine

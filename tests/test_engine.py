@@ -10,10 +10,11 @@ import jsonschema
 import pytest
 
 import dataset
+import families
 import make_standin
 from common import ROOT, UserError, parse_json
 from config import load_config
-from constrained_decode import engine_names, load_engine
+from constrained_decode import _fused, _reading, engine_names, load_engine
 from constrained_decode._guessing import Writing
 from constrained_decode._sampling import drawn
 from tasks import load_task
@@ -154,6 +155,43 @@ def test_the_steps_of_a_gpu_keep_budget_and_schema_when_tokens_are_drawn(folder,
     found = written(hot, conversations)
     assert all(jsonschema.Draft202012Validator(TASK.answer_schema).is_valid(parse_json(text)) and n <= 24 for text, n, *_ in found)
     assert len({text for text, *_ in found}) > 1 and any(late for *_, late in found)
+
+
+def small(name):
+    """A family's architecture with hardly any numbers in it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = families.ARCHITECTURES[name]()
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 48, "vocab_size": 300, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "head_dim": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    for key, value in sizes.items():
+        setattr(config, key, value)
+    if name == "phi4mini":
+        config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}
+    config.layer_types = ["full_attention"] * 2
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval().float()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families.NAMES)
+def test_what_is_fused_for_a_gpu_computes_the_same(name):
+    import torch
+
+    model, prompts = small(name), [list(range(10, 30)), list(range(40, 52))]
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        expected = torch.stack([model(input_ids=torch.tensor([prompt])).logits[0, -2:] for prompt in prompts])
+        assert _reading.has_plain_head(model) and torch.allclose(_reading.read_prompts(model, prompts, 2), expected, atol=1e-5)
+        n_weights = sum(weight.numel() for weight in model.parameters())
+        _fused.fuse(model)
+        assert torch.allclose(_reading.read_prompts(model, prompts, 2), expected, atol=1e-5)
+    home = sys.modules[type(model).__module__]
+    rotary = getattr(home, _fused.ROTARY)
+    assert rotary.plain and type(model.model.layers[0].mlp)._compiled_call_impl is None and model.model.layers[0].mlp._compiled_call_impl
+    assert hasattr(model.model.layers[1].self_attn, "qkv_proj") or model.model.layers[1].self_attn.q_proj.widths == [64, 32, 32]
+    assert n_weights == sum(weight.numel() for weight in model.parameters()), "joined weights take no more memory"
+    setattr(home, _fused.ROTARY, rotary.plain)
 
 
 @pytest.mark.slow

@@ -230,6 +230,11 @@ def test_a_server_runs_while_the_block_does(tmp_path):
     assert server.poll() is not None
 
 
+def test_a_servers_flags_are_told_without_this_machines_paths():
+    told = _server.facts("no-such-package", [sys.executable, "-m", "server", "--model", "/somewhere/else/model", "--port", "1"])
+    assert told == {"no-such-package": {"flags": "--model model --port 1"}}
+
+
 def test_a_server_that_dies_is_told_with_its_last_words(tmp_path):
     port = _server.free_port()
     with (pytest.raises(_server.WorkFailed, match=r"(?s)ended with code 1 before it was ready.*hello from the server.*out of memory"),

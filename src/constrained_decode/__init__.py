@@ -1,7 +1,7 @@
 """The guarantee that an answer fits its schema (_automaton.py, _tokens.py, _guarantee.py), and one file an engine. An engine module has
 `load(model_path, task, config, batch_size=None, constrained=True)`; what it returns answers messages. An engine that is a server has beside it
 `connect(model_path, task_name, config, endpoint, n_clients, constrained=True)`, whose result answers single messages by `ask`, from many threads,
-and `serve(...)`, a context that yields such a server's endpoint, where it can start one.
+and `serve(...)`, a context that yields (endpoint, facts) of such a server, where it can start one.
 
     engine.answers(list of messages)  -> yields (position, Answer), in the engine's own order
     engine.verdicts(list of messages) -> yields (position, {label: probability}), without generating

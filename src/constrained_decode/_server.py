@@ -1,13 +1,14 @@
 """A model server that is started for one run and stopped with it, whatever happens to the run."""
 
 import contextlib
+import importlib.metadata
 import os
 import signal
 import socket
 import subprocess
 import time
 
-from common import WorkFailed
+from common import WorkFailed, shown_path
 
 READY_WITHIN_S = 900    # a large model read from a slow disk, compiled for the first time
 STOPPED_WITHIN_S = 30
@@ -52,6 +53,14 @@ def wait_until_ready(server, health, log):
 
 def last_lines(log):
     return "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+
+
+def facts(package, command):
+    """Its version, where this environment has the package, and its flags."""
+    found = {"flags": " ".join(shown_path(part) for part in command[3:])}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["version"] = importlib.metadata.version(package)
+    return {package: found}
 
 
 def stop(server):

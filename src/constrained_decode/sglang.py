@@ -21,17 +21,18 @@ NAME = "steward"
 def load(model_path, task, config, batch_size=None, constrained=True):
     """An engine whose server runs until this process ends."""
     stack = contextlib.ExitStack()
-    endpoint = stack.enter_context(serve(model_path, task, config, "", Path("sglang_server.log")))
+    endpoint, _ = stack.enter_context(serve(model_path, task, config, "", Path("sglang_server.log")))
     atexit.register(stack.close)
     return openai_api.load(NAME, task, config, batch_size, constrained, endpoint)
 
 
 @contextlib.contextmanager
 def serve(model_path, task, config, more, log, constrained=True, random_weights=False):
-    """The address of a server that runs while the block does."""
+    """(the address of a server that runs while the block does, what a manifest should say of it)."""
     port = _server.free_port()
-    with _server.running([*command(model_path, port, random_weights), *shlex.split(more)], f"http://127.0.0.1:{port}/health", log):
-        yield f"http://127.0.0.1:{port}/v1"
+    started = [*command(model_path, port, random_weights), *shlex.split(more)]
+    with _server.running(started, f"http://127.0.0.1:{port}/health", log):
+        yield f"http://127.0.0.1:{port}/v1", _server.facts("sglang", started)
 
 
 def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):

@@ -40,14 +40,14 @@ def load(model_path, task, config, batch_size=None, constrained=True, random_wei
 
 @contextlib.contextmanager
 def serve(model_path, task, config, more, log, constrained=True, random_weights=False):
-    """The address of a server that runs while the block does."""
+    """(the address of a server that runs while the block does, what a manifest should say of it)."""
     port, reader = _server.free_port(), Reader(model_path, task, config, constrained)
     # A first token at once, the others together: their events would cost the server more than the tokens.
     options = engine_options(reader, task, config, ROWS, random_weights) | {"host": "127.0.0.1", "port": port,
                                                                             "stream_interval": config.gen.max_new_tokens}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options), *shlex.split(more)]
     with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT):
-        yield f"http://127.0.0.1:{port}/v1"
+        yield f"http://127.0.0.1:{port}/v1", _server.facts("vllm", command)
 
 
 def engine_options(reader, task, config, n_rows, random_weights=False):
