@@ -23,7 +23,8 @@ def main():
     task = load_task(args.task)
     pairs = pairs_of(args, task)
     quiet_libraries()
-    answers = answered(args, task, pairs)
+    engine = load_engine(args.backend).load(args.model_path, task, model_config(args))
+    answers = (judged if args.verdicts else answered)(engine, task, pairs)
     if args.out:
         with written_whole(args.out) as file:
             file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
@@ -37,6 +38,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs="*", help="two records as JSON")
     parser.add_argument("--pairs", help="JSON Lines file with one pair a line; - reads standard input")
+    parser.add_argument("--verdicts", action="store_true", help="verdict and probabilities alone, from one pass a pair: several times as fast")
     parser.add_argument("--out", help="JSON Lines file to write (default: standard output)")
     parser.add_argument("--model_path", default=str(ROOT / SHIPPED), help=f"model folder (default {SHIPPED}); a trained one is in outputs/<model>-merged")
     parser.add_argument("--backend", default="hf", help="engine (default hf)")
@@ -93,16 +95,31 @@ def parsed(where, text):
         raise UserError(f"{where}: not JSON ({error})") from error
 
 
-def answered(args, task, pairs):
+def answered(engine, task, pairs):
     """One answer a pair, in order, with the verdicts' probabilities; what is not valid JSON says so instead of guessing."""
-    engine = load_engine(args.backend).load(args.model_path, task, model_config(args))
     schema, found = jsonschema.Draft202012Validator(task.answer_schema), [None] * len(pairs)
     with progress(len(pairs), "pairs", "answers") as bar:
         for at, answer in engine.answers([task.messages(case) for _, case in pairs]):
             told = parsed_answer(answer.text, schema) or {"error": "the model's answer is not valid JSON", "raw": answer.text}
-            found[at] = pairs[at][0] | told | {"probabilities": {label: round(share, 4) for label, share in answer.probabilities.items()}}
+            found[at] = pairs[at][0] | told | shown(answer.probabilities)
             bar.update(1)
     return found
+
+
+def judged(engine, task, pairs):
+    """The likeliest verdict of each pair, in order; of equally likely ones that for a person."""
+    found = [None] * len(pairs)
+    with progress(len(pairs), "pairs", "verdicts") as bar:
+        for at, shares in engine.verdicts([task.messages(case) for _, case in pairs]):
+            verdict = max(shares, key=lambda label: (shares[label], label == task.review_label))
+            found[at] = pairs[at][0] | {task.label_key: verdict} | shown(shares)
+            bar.update(1)
+    return found
+
+
+def shown(probabilities):
+    """As a part of the answer; nothing where the engine tells none."""
+    return {"probabilities": {label: round(share, 4) for label, share in probabilities.items()}} if probabilities else {}
 
 
 if __name__ == "__main__":
