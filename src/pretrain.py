@@ -23,8 +23,7 @@ from constrained_decode import hf
 from tasks import DEFAULT, load_task
 
 TOKENIZER_ROWS = 30_000
-VALIDATION_ROWS, VALIDATION_SEED = 4_000, 90_001    # of the test pool: other names, places and words than in training
-HELD_OUT_ROWS, HELD_OUT_SEED = 4_000, 90_002
+VALIDATION_SEED, HELD_OUT_SEED = 90_001, 90_002     # rows of the test pool: other names, places and words than in training
 SAY_EVERY = 50          # steps
 WEIGHTS = "model.safetensors"
 CONFIG = ROOT / "configs" / "steward_mini.yaml"
@@ -55,6 +54,7 @@ class Plan:
     variety: bool = True
     frequency: bool = True
     free_text: bool = False
+    held_out: int = 4_000           # rows that calibrate it, and as many others that judge it
 
     @property
     def recipe(self):
@@ -113,7 +113,7 @@ def pretrain(plan, task, out, n_workers):
     print(f"{n_parameters:,} parameters, {len(tokenizer):,} tokens, {plan.pairs:,} pairs on {device}, {n_workers} workers", flush=True)
     speed = fit(plan, task, model.to(device), out, n_workers)
     save(model, out)
-    scores = held_out_scores(task, out)
+    scores = held_out_scores(task, out, plan.held_out)
     weights = sha256_file(out / WEIGHTS)
     write_manifest(out / "manifest.json", clock, config=dataclasses.asdict(load_config(CONFIG)), fingerprint=weights, task=task.name,
                    plan=dataclasses.asdict(plan), parameters=n_parameters, training={"method": "from scratch on synthetic pairs", "rows": plan.pairs, **speed},
@@ -301,17 +301,17 @@ def save(model, out):
     model.to(torch.bfloat16).to("cpu").save_pretrained(out)
 
 
-def held_out_scores(task, out):
+def held_out_scores(task, out, n_rows):
     """Temperature from validation rows, then accuracy and calibration on other rows; both of the held-out pool."""
     config = load_config(CONFIG)
     (out / calibrate.FILE).unlink(missing_ok=True)
     engine = hf.load(str(out), task, config)
-    validation, held_out = (held_out_rows(task, n, seed) for n, seed in ((VALIDATION_ROWS, VALIDATION_SEED), (HELD_OUT_ROWS, HELD_OUT_SEED)))
+    validation, held_out = (held_out_rows(task, n_rows, seed) for seed in (VALIDATION_SEED, HELD_OUT_SEED))
     fitted = calibrate.store(out, verdicts(engine, task, validation), [row["output"][task.label_key] for row in validation], task.labels,
-                             f"{VALIDATION_ROWS:,} synthetic pairs, seed {VALIDATION_SEED}, test pool")
+                             f"{n_rows:,} synthetic pairs, seed {VALIDATION_SEED}, test pool")
     engine.temperature = fitted["temperature"]
     found = verdicts(engine, task, held_out)
-    return scores_of(found, [row["output"][task.label_key] for row in held_out], task) | {"temperature": fitted["temperature"], "rows": HELD_OUT_ROWS}
+    return scores_of(found, [row["output"][task.label_key] for row in held_out], task) | {"temperature": fitted["temperature"], "rows": n_rows}
 
 
 def held_out_rows(task, n, seed):
