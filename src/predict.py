@@ -80,7 +80,8 @@ def predict_unless_done(args, task, out):
     if args.schema and read_json(args.schema) != task.answer_schema:
         raise UserError(f"{args.schema}: differs from the task's own schema {task.schema}; the answers are checked against one schema only")
     fingerprint = sha256_text(json.dumps([config_text(config), model_identity(args.model_path), sha256_file(data), task.system_text, task.answer_schema,
-                                          args.backend, args.limit, args.batch_size, args.unconstrained, args.endpoint, source_hashes(args.backend)],
+                                          args.backend, args.limit, args.batch_size, args.unconstrained, args.endpoint, source_hashes(args.backend),
+                                          engine_identity(args)],
                                          sort_keys=True))
     if not args.force and is_done(out, fingerprint):
         print(f"{out} is up to date: same model, rows, prompt and settings")
@@ -119,6 +120,12 @@ def model_identity(model_path):
     if "adapter_sha256" in facts:
         return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()]
+
+
+def engine_identity(args):
+    """What an engine reads beside the model's own folder, where it does."""
+    identity = getattr(load_engine(args.backend), "identity", None)
+    return identity(args.model_path) if identity else None
 
 
 def source_hashes(backend):
