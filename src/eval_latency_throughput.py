@@ -13,6 +13,7 @@ import dataclasses
 import io
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from common import (
@@ -31,7 +32,7 @@ from common import (
     written_whole,
 )
 from constrained_decode import engine_names, load_engine
-from load_test import Here, Level, MicroBatches, Processes
+from load_test import MOST_WAITING, Here, Level, MicroBatches, Processes
 from rows import load_rows
 from tasks import DEFAULT, load_task
 
@@ -58,8 +59,9 @@ def main():
     rows = load_rows(existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first"), task)
     deck = Deck(rows, task)
     quiet_libraries()
-    machine = None if args.no_floor else apart(machine_of)
-    with opened(args, task, config) as (load, engine):
+    machine = apart(machine_of) if is_folder(args.model_path) and not args.endpoint and not args.no_floor else None
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with opened(args, task, config, deck.conversations) as (load, engine):
         floor = Floor(machine, args, config, engine) if machine else None
         levels, log = measured_levels(args, task, load, engine, deck, floor)
         write(args, task, config, clock, engine.facts, rows, levels, log, deck, floor)
@@ -82,7 +84,7 @@ def parse_args():
     parser.add_argument("--verdicts", action="store_true", help="also score all rows in bulk: probabilities from one pass, no text")
     parser.add_argument("--unconstrained", action="store_true", help="let the model write what it likes: what the JSON guarantee costs")
     parser.add_argument("--random_weights", action="store_true", help="the model's shape with random weights: for speed and memory, the folder needs none")
-    parser.add_argument("--engine_args", default="", help="more arguments for a server that is started here, in one string")
+    parser.add_argument("--engine_args", default="", help='more arguments for a server that is started here: --engine_args="--dtype half"')
     parser.add_argument("--no_floor", action="store_true", help="do not measure what this machine could do at best")
     parser.add_argument("--out", type=Path, help="CSV to write, one line a level; its name ends in _latency.csv where make report is to find it")
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="CSVs of other runs, shown in one table with this one")
@@ -101,6 +103,12 @@ def checked(args):
         raise UserError(f"--backend {args.backend} with --endpoint: a server that is running is asked through openai_api; leave --backend out")
     if not args.out or not (args.model_path or args.endpoint):
         raise UserError("give --out, and --model_path or --endpoint; or --show with CSVs that were measured")
+    if args.backend == "openai_api" and not args.endpoint:
+        raise UserError("--backend openai_api asks a server that is running: name it with --endpoint")
+    if args.random_weights and (args.endpoint or args.backend == "llama_cpp"):
+        raise UserError("--random_weights: only an engine that is started here and loads the weights itself can do without them (hf, vllm, sglang)")
+    if args.engine_args and not hasattr(load_engine(args.backend), "serve"):
+        raise UserError(f"--engine_args: --backend {args.backend} starts no server that they could go to")
     if args.out.suffix != ".csv":
         raise UserError(f"--out {args.out}: a .csv is written")
     if any(value <= 0 for value in [args.requests, *args.concurrency, *args.rate]):
@@ -154,22 +162,27 @@ class Deck:
 
 
 @contextlib.contextmanager
-def opened(args, task, config):
+def opened(args, task, config, conversations):
     """(who sends the load, the engine that is asked), closed at the end."""
     module, most = load_engine(args.backend), max(args.concurrency, default=LEAST_WARM_UP)
+    n_clients = MOST_WAITING if args.rate else most
     options = {"constrained": not args.unconstrained} | ({"random_weights": True} if args.random_weights else {})
     if not hasattr(module, "connect"):
         engine = module.load(args.model_path, task, config, batch_size=most, **options)
+        engine.tells_probabilities = not args.unconstrained     # a plain caller has none, and they cost a pass of their own
+        if hasattr(engine, "prepare"):
+            engine.prepare(conversations)
         yield Here(MicroBatches(engine)), engine
         return
     with contextlib.ExitStack() as stack:
         endpoint, facts = args.endpoint, {}
         if not endpoint:
-            endpoint, facts = stack.enter_context(module.serve(args.model_path, task, config, args.engine_args, log_path(args.out), **options))
-        reached = (args.model_path, task.name, config, endpoint, most, not args.unconstrained)
+            endpoint, facts = stack.enter_context(module.serve(args.model_path, task, config, most, args.engine_args, log_path(args.out), **options))
+        reached = (args.model_path, task.name, config, endpoint, n_clients, not args.unconstrained)
         engine = module.connect(*reached)
         engine.check()
         engine.facts |= facts
+        engine.facts.pop("outcomes", None)      # of this check alone; the requests' own are in their log
         load = Processes(module.connect, reached, most)
         stack.callback(load.close)
         yield load, engine
@@ -195,8 +208,8 @@ def machine_of():
 
 def apart(work):
     """The result of a function run in a process of its own, which gives all of the GPU's memory back."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work).result()
 
 
 class Floor:
@@ -216,11 +229,11 @@ class Floor:
     def facts(self):
         return self.floor.facts(self.machine, self.shape) if self.shape else None
 
-    def answers(self, n_rows, prompt_tokens, output_tokens):
+    def answers(self, n_rows, prompt_tokens, written_tokens):
         """(p50 in ms, requests a second)"""
-        if not self.shape or not n_rows or not output_tokens:
+        if not self.shape or not n_rows:
             return None, None
-        seconds, rate = self.floor.answers_floor(self.machine, self.shape, n_rows, prompt_tokens, output_tokens)
+        seconds, rate = self.floor.answers_floor(self.machine, self.shape, n_rows, prompt_tokens, written_tokens)
         return 1000 * seconds, rate
 
     def verdicts_a_s(self, prompt_tokens):
@@ -251,8 +264,9 @@ def logged(level, id, record, schema):
     """A request as the log keeps it: times and counts, no record text."""
     answer = record.pop("answer")
     failed, valid = answer.finish_reason.startswith("failed"), parsed_answer(answer.text, schema) is not None
-    return {"form": level.form, "concurrency": level.concurrency, "rate_per_s": level.rate, "id": id, **{key: record[key] for key in record},
-            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens, "finish_reason": answer.finish_reason, "failed": failed,
+    return {"form": level.form, "concurrency": level.concurrency, "rate_per_s": level.rate, "id": id, **record,
+            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens, "settled_tokens": answer.n_read,
+            "finish_reason": answer.finish_reason, "failed": failed,
             "valid": valid, "overruled": answer.overruled, "late": answer.late}
 
 
@@ -262,25 +276,43 @@ def summary(level, requests, floor):
     if not answered:
         raise WorkFailed(f"{level.title}: all {len(requests):,} requests failed; the first: {requests[0]['finish_reason']}")
     seconds = max(one["done_s"] for one in requests) - min(one["intended_s"] for one in requests)
+    return rounded({"form": level.form, "concurrency": level.concurrency, "rate_per_s": level.rate, "n": len(requests),
+                    "n_failed": len(requests) - len(answered), **times(answered), **rates(answered, len(answered) / seconds), **validity(answered)}
+                   | beside_floor(level, answered, len(answered) / seconds, floor))
+
+
+def times(answered):
+    return {"p50_ms": percentile(answered, "latency_s", 50), "p95_ms": percentile(answered, "latency_s", 95), "p99_ms": percentile(answered, "latency_s", 99),
+            "first_token_p50_ms": percentile(answered, "first_token_s", 50), "first_token_p95_ms": percentile(answered, "first_token_s", 95)}
+
+
+def rates(answered, rate):
     output_tokens, prompt_tokens = (mean([one[key] for one in answered]) for key in ("completion_tokens", "prompt_tokens"))
-    floor_p50, floor_rate = floor.answers(level.concurrency, prompt_tokens, output_tokens) if floor else (None, None)
-    rate, p50 = len(answered) / seconds, percentile(answered, "latency_s", 50)
-    told = all(one["overruled"] is not None for one in answered)
+    return {"req_per_s": rate, "output_tok_per_s": rate * output_tokens, "prompt_tok_per_s": rate * prompt_tokens, "prompt_tokens_mean": prompt_tokens,
+            "output_tokens_mean": output_tokens}
+
+
+def validity(answered):
+    """Shares of valid answers; what the guarantee did to make them so only where the engine tells all of it."""
+    told = {key: all(one[key] is not None for one in answered) for key in ("overruled", "late")}
     own = [one["valid"] and not one["late"] and not one["overruled"] for one in answered]
-    return rounded({
-        "form": level.form, "concurrency": level.concurrency, "rate_per_s": level.rate, "n": len(requests), "n_failed": len(requests) - len(answered),
-        "p50_ms": p50, "p95_ms": percentile(answered, "latency_s", 95), "p99_ms": percentile(answered, "latency_s", 99),
-        "first_token_p50_ms": percentile(answered, "first_token_s", 50), "first_token_p95_ms": percentile(answered, "first_token_s", 95),
-        "req_per_s": rate, "output_tok_per_s": rate * output_tokens, "prompt_tok_per_s": rate * prompt_tokens,
-        "prompt_tokens_mean": prompt_tokens, "output_tokens_mean": output_tokens, "json_valid_raw_pct": 100 * mean(own),
-        "json_valid_pct": 100 * mean([one["valid"] for one in answered]), "closed_at_budget_pct": 100 * mean([one["late"] > 0 for one in answered]),
-        "mask_overruled_pct": 100 * sum(one["overruled"] for one in answered) / max(1, sum(one["completion_tokens"] for one in answered)) if told else None,
-        "floor_p50_ms": floor_p50, "p50_of_floor": p50 / floor_p50 if floor_p50 else None, "floor_req_per_s": floor_rate,
-        "req_per_s_of_floor_pct": 100 * rate / floor_rate if floor_rate else None})
+    n_tokens = max(1, sum(one["completion_tokens"] for one in answered))
+    return {"json_valid_raw_pct": 100 * mean(own) if all(told.values()) else None, "json_valid_pct": 100 * mean([one["valid"] for one in answered]),
+            "closed_at_budget_pct": 100 * mean([one["late"] > 0 for one in answered]) if told["late"] else None,
+            "mask_overruled_pct": 100 * sum(one["overruled"] for one in answered) / n_tokens if told["overruled"] else None}
+
+
+def beside_floor(level, answered, rate, floor):
+    best_p50 = best_rate = None
+    if floor:
+        written = mean([one["completion_tokens"] - one["settled_tokens"] for one in answered])
+        best_p50, best_rate = floor.answers(level.concurrency, mean([one["prompt_tokens"] for one in answered]), written)
+    return {"floor_p50_ms": best_p50, "p50_of_floor": percentile(answered, "latency_s", 50) / best_p50 if best_p50 else None, "floor_req_per_s": best_rate,
+            "req_per_s_of_floor_pct": 100 * rate / best_rate if best_rate else None}
 
 
 def bulk(engine, deck, n, floor):
-    """Verdicts alone, all rows at once."""
+    """Verdicts alone, rows in the engine's own batches."""
     from time import perf_counter
 
     list(engine.verdicts(deck.take(n)[1]))
@@ -314,8 +346,7 @@ def rounded(values):
 
 def write(args, task, config, clock, facts, rows, levels, log, deck, floor):
     """CSV and log, then the manifest."""
-    name = args.out.stem.removesuffix("_latency").removesuffix("_plain").removesuffix(f"_{args.backend}")
-    decoding = "unconstrained" if args.unconstrained else "guaranteed"
+    name, decoding = model_name(args.out), facts["decoding"]
     weights = "random" if args.random_weights else "trained"
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -330,6 +361,12 @@ def write(args, task, config, clock, facts, rows, levels, log, deck, floor):
                    decoding=decoding, weights=weights, engine=facts, gen=dataclasses.asdict(config.gen), requests_repeated=deck.n_repeated,
                    data={"path": shown_path(data), "sha256": sha256_file(data), "rows": len(rows)}, floor=floor and floor.facts, levels=levels,
                    csv_sha256=sha256_file(args.out))
+
+
+def model_name(out):
+    """reports/phi4mini_hf_plain_latency.csv -> phi4mini"""
+    name = out.stem.removesuffix("_latency").removesuffix("_plain")
+    return next((name.removesuffix(f"_{engine}") for engine in engine_names() if name.endswith(f"_{engine}")), name)
 
 
 def table(paths):

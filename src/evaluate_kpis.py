@@ -96,10 +96,15 @@ class Columns:
         columns = {f"confusion.{g}.{s}": (self.gold == g) & (self.said == s) for g in range(n_labels) for s in range(n_labels + 1)}
         generated = [row["raw"] is not None for row in predictions]
         columns |= {"generated": generated, "valid": [made and row["answer"] is not None for made, row in zip(generated, predictions, strict=True)],
-                    "cut": [row.get("finish_reason") == "length" for row in predictions], "closed": [bool(row.get("late")) for row in predictions],
-                    "own": [made and row["answer"] is not None and not row.get("overruled") and not row.get("late")
-                            for made, row in zip(generated, predictions, strict=True)],
-                    "overruled": [row.get("overruled") or 0 for row in predictions], "tokens": [row.get("completion_tokens") or 0 for row in predictions]}
+                    "cut": [row.get("finish_reason") == "length" for row in predictions]}
+        # An engine that does not tell what the guarantee did has no share of it.
+        told = {key: [made and row.get(key, 0) is not None for made, row in zip(generated, predictions, strict=True)] for key in ("overruled", "late")}
+        columns |= {"told": np.logical_and(told["overruled"], told["late"]), "told_late": told["late"],
+                    "closed": [bool(row.get("late")) for row in predictions],
+                    "own": [all(known) and row["answer"] is not None and not row.get("overruled") and not row.get("late")
+                            for *known, row in zip(told["overruled"], told["late"], predictions, strict=True)],
+                    "overruled": [row.get("overruled") or 0 for row in predictions],
+                    "tokens": [known * (row.get("completion_tokens") or 0) for known, row in zip(told["overruled"], predictions, strict=True)]}
         columns |= self._calibration_columns() | self._swap_columns(predictions) | self._task_columns(predictions)
         self.names = {name: at for at, name in enumerate(columns)}
         return {name: np.asarray(values, float) for name, values in columns.items()}
@@ -170,8 +175,8 @@ class Columns:
         found |= {"decided_pct": (100 * ratio(decided, n), n, f"cases decided without a person (a verdict other than {self.task.review_label})"),
                   "decided_error_pct": (100 * ratio(decided - right.sum(0) + right[review], decided), decided, "decided cases that are wrong"),
                   "json_valid_pct": (100 * ratio(col["valid"], col["generated"]), col["generated"], "answers that are JSON and fit the schema"),
-                  "json_valid_raw_pct": (100 * ratio(col["own"], col["generated"]), col["generated"], "answers that fit the schema by the model's own choices"),
-                  "closed_at_budget_pct": (100 * ratio(col["closed"], col["generated"]), col["generated"], "answers that had to be ended for the token budget"),
+                  "json_valid_raw_pct": (100 * ratio(col["own"], col["told"]), col["told"], "answers that fit the schema by the model's own choices"),
+                  "closed_at_budget_pct": (100 * ratio(col["closed"], col["told_late"]), col["told_late"], "answers that had to be ended for the token budget"),
                   "mask_overruled_pct": (100 * ratio(col["overruled"], col["tokens"]), col["tokens"], "tokens whose first choice broke the schema"),
                   "cut_at_budget_pct": (100 * ratio(col["cut"], col["generated"]), col["generated"], "answers cut off by the token budget")}
         gap = sum(np.abs(col[f"bin.{b}.right"] - col[f"bin.{b}.confidence"]) for b in range(N_BINS))

@@ -1,4 +1,4 @@
-"""What the machine allows: the bytes and operations that an answer needs over this machine's measured memory bandwidth and matrix rate.
+"""What the machine allows, one token a step: the bytes and operations that an answer needs over this machine's measured memory bandwidth and matrix rate.
 
 A prompt is bound by arithmetic, a token after it by reading the weights once for all rows together and each row's own keys and values.
 """
@@ -93,12 +93,14 @@ def step_s(machine, shape, n_rows, n_tokens):
     return max(read, flop / machine.matmul_tflop_s / 1e12)
 
 
-def answers_floor(machine, shape, n_rows, prompt_tokens, output_tokens):
-    """(seconds of a round of n_rows answers, answers a second) that nothing on this machine can undercut, n_rows at a time."""
-    round_s = n_rows * prompt_s(machine, shape, prompt_tokens) + (output_tokens - 1) * step_s(machine, shape, n_rows, prompt_tokens + output_tokens / 2)
+def answers_floor(machine, shape, n_rows, prompt_tokens, written_tokens):
+    """(seconds of a round of n_rows answers, answers a second): first all prompts, whose passes give a token each, then one token a step."""
+    steps = max(0.0, written_tokens - 1)
+    round_s = n_rows * prompt_s(machine, shape, prompt_tokens) + steps * step_s(machine, shape, n_rows, prompt_tokens + written_tokens / 2)
     return round_s, n_rows / round_s
 
 
 def facts(machine, shape):
     return asdict(machine) | asdict(shape) | {"weights_gb": round(shape.weight_bytes / 1e9, 3), "note": (
-        "p50 floor: all prompts of a round at the measured matrix rate, then its tokens at the measured copy bandwidth; no prefix is taken as cached")}
+        "prompts of a round at the measured matrix rate, then one token a step at the measured copy bandwidth, tokens that were settled and "
+        "read left out, no prefix taken as cached; an engine that guesses tokens or reads prompts beside them can undercut it")}

@@ -10,14 +10,16 @@ import multiprocessing
 import random
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 from common import WorkFailed
 
 CLIENTS_A_PROCESS = 16
 GATHER_S = 0.001        # an in-process engine begins when nobody has joined its batch for so long
+DIED = "a client process of the benchmark died; its message stands above"
 MOST_WAITING = 512      # requests that an open loop keeps under way; a later one waits here, and its wait counts
 
 
@@ -39,29 +41,31 @@ class MicroBatches:
     """An in-process engine as a caller: whatever waits when it becomes free is its next batch, as far as it fits."""
 
     def __init__(self, engine):
-        self.engine, self.waiting = engine, SimpleQueue()
+        self.engine, self.waiting, self.most = engine, SimpleQueue(), engine.batch_size
         threading.Thread(target=self._work, daemon=True).start()
 
     def ask(self, messages):
-        mine = SimpleQueue()
+        mine, asked = SimpleQueue(), time.monotonic()
         self.waiting.put((messages, mine))
-        answer = mine.get()
+        began, answer = mine.get()
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        # The engine's clock began with the batch.
+        return answer if answer.first_s is None else replace(answer, first_s=answer.first_s + began - asked)
 
     def _work(self):
         while True:
             batch = [self.waiting.get()]
             with contextlib.suppress(Empty):
-                while len(batch) < self.engine.batch_size:
+                while len(batch) < self.most:
                     batch.append(self.waiting.get(timeout=GATHER_S))
+            began = time.monotonic()
             try:
                 for position, answer in self.engine.answers([messages for messages, _ in batch]):
-                    batch[position][1].put(answer)
+                    batch[position][1].put((began, answer))
             except Exception as error:
                 for _, mine in batch:
-                    mine.put(error)
+                    mine.put((began, error))
 
 
 def timed(caller, messages, intended=None):
@@ -76,20 +80,27 @@ def timed(caller, messages, intended=None):
 
 def closed_loop(caller, conversations, concurrency):
     """Every client sends its next request when it has its answer."""
-    places = iter(range(len(conversations)))
-    lock, records = threading.Lock(), [None] * len(conversations)
+    places, lock, records = deque(range(len(conversations))), threading.Lock(), [None] * len(conversations)
 
     def client():
         while True:
             with lock:
-                at = next(places, None)
-            if at is None:
-                return
-            records[at] = timed(caller, conversations[at])
+                if not places:
+                    return
+                at = places.popleft()
+            try:
+                records[at] = timed(caller, conversations[at])
+            except BaseException:
+                places.clear()
+                raise
 
     with ThreadPoolExecutor(concurrency) as pool:
-        for done in [pool.submit(client) for _ in range(concurrency)]:
-            done.result()
+        try:
+            for done in [pool.submit(client) for _ in range(concurrency)]:
+                done.result()
+        finally:
+            # Stopped by the keyboard, the clients end with the answers that they are waiting for.
+            places.clear()
     return records
 
 
@@ -116,14 +127,12 @@ def run_level(caller, conversations, level, seed=0):
 class Here:
     """The load comes from threads of this process."""
 
-    def __init__(self, caller):
-        self.caller = caller
+    def __init__(self, batches):
+        self.batches = batches
 
     def run(self, conversations, level):
-        return run_level(self.caller, conversations, level)
-
-    def close(self):
-        pass
+        self.batches.most = level.concurrency or self.batches.engine.batch_size
+        return run_level(self.batches, conversations, level)
 
 
 class Processes:
@@ -136,6 +145,7 @@ class Processes:
             ours, theirs = context.Pipe()
             worker = context.Process(target=work, args=(make_caller, arguments, theirs), daemon=True)
             worker.start()
+            theirs.close()      # or a worker's death would never be seen
             self.pipes.append(ours)
             self.workers.append(worker)
         for pipe in self.pipes:
@@ -143,22 +153,28 @@ class Processes:
 
     def run(self, conversations, level):
         """A level shared out: rows and clients by turns."""
-        clients = level.concurrency or len(self.pipes)
+        clients = min(level.concurrency or len(self.pipes), len(conversations))
         shares = [(at, clients // len(self.pipes) + (at < clients % len(self.pipes))) for at in range(min(clients, len(self.pipes)))]
         n = len(shares)
         for at, of_clients in shares:
             part = Level(level.form, level.n, of_clients if level.concurrency else None, level.rate / n if level.rate else None)
-            self.pipes[at].send((conversations[at::n], part, at))
+            self._send(self.pipes[at], (conversations[at::n], part, at))
         found = [None] * len(conversations)
         for at, _ in shares:
             found[at::n] = self._received(self.pipes[at])
         return found
 
+    def _send(self, pipe, value):
+        try:
+            pipe.send(value)
+        except (BrokenPipeError, ConnectionResetError):
+            raise WorkFailed(DIED) from None
+
     def _received(self, pipe):
         try:
             result = pipe.recv()
-        except EOFError:
-            raise WorkFailed("a client process of the benchmark died; its message stands above") from None
+        except (EOFError, ConnectionResetError):
+            raise WorkFailed(DIED) from None
         if isinstance(result, Exception):
             raise result
         return result

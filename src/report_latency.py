@@ -55,7 +55,7 @@ class Run:
     def rank(self):
         """Before another run of the same model where the comparison has room for one."""
         backend, decoding = self.facts["backend"], self.facts["decoding"]
-        return list(ENGINES).index(backend) if backend in ENGINES else len(ENGINES), DECODINGS.get(decoding, 1), self.random
+        return self.random, list(ENGINES).index(backend) if backend in ENGINES else len(ENGINES), DECODINGS.get(decoding, 1)
 
     @cached_property
     def closed(self):

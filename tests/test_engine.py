@@ -168,7 +168,9 @@ def small(name):
     for key, value in sizes.items():
         setattr(config, key, value)
     if name == "phi4mini":
-        config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}
+        config.original_max_position_embeddings = 40
+        config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, "long_factor": [2.0 + at for at in range(6)],
+                                  "short_factor": [1.0] * 6, "original_max_position_embeddings": 40}
     config.layer_types = ["full_attention"] * 2
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval().float()
@@ -192,6 +194,40 @@ def test_what_is_fused_for_a_gpu_computes_the_same(name):
     assert hasattr(model.model.layers[1].self_attn, "qkv_proj") or model.model.layers[1].self_attn.q_proj.widths == [64, 32, 32]
     assert n_weights == sum(weight.numel() for weight in model.parameters()), "joined weights take no more memory"
     setattr(home, _fused.ROTARY, rotary.plain)
+
+
+@pytest.mark.slow
+def test_rope_that_follows_the_longest_prompt_is_fixed_while_all_are_short_and_follows_again(monkeypatch):
+    import torch
+
+    model, short, long = small("phi4mini"), [[*range(10, 40)]], [[*range(10, 90)]]
+    with torch.inference_mode():
+        expected = [_reading.read_prompts(model, prompts, 2) for prompts in (short, long)]
+        rope = _fused.Rope(model)
+        assert rope.longest == 40 and len(rope.following) == 1 and not rope.fits(80)
+        assert torch.allclose(_reading.read_prompts(model, long, 2), expected[1])
+        assert rope.fits(40)
+        monkeypatch.setattr(torch, "max", lambda *_: pytest.fail("the device was asked for the longest position"))
+        assert torch.allclose(_reading.read_prompts(model, short, 2), expected[0]), "the short factors, also after a long prompt"
+        monkeypatch.undo()
+        assert not rope.fits(80) and torch.allclose(_reading.read_prompts(model, long, 2), expected[1])
+    assert not _fused.Rope(small("qwen3_4b")).following and _fused.Rope(small("qwen3_4b")).fits(10**9)
+
+
+@pytest.mark.slow
+def test_what_a_gpu_records_needs_no_prompt_before(folder, conversations):
+    import torch
+
+    one = engine(folder)
+    one.use_graphs()
+    with torch.inference_mode():
+        one.prepare(conversations)
+        assert {n_rows for n_rows, _ in one.shapes.kept} == {1, 2, 4} and len({width for _, width in one.shapes.kept}) == 1
+        for shape in one.shapes.kept.values():
+            for step in (shape._read, shape._read, shape._settle, shape._write_one):
+                step()
+    n_kept = len(one.shapes.kept)
+    assert written(one, conversations) == written(engine(folder), conversations) and len(one.shapes.kept) == n_kept, "nothing was made while answering"
 
 
 @pytest.mark.slow
@@ -303,7 +339,7 @@ def test_every_engine_offers_load_and_what_it_returns_answers(name):
     text = (ROOT / "src" / "constrained_decode" / f"{name}.py").read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert "load" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if "return openai_api.load(" in text:
+    if "openai_api.load(" in text:
         return      # a server that openai_api.py asks
     methods = {node.name for part in ast.walk(tree) if isinstance(part, ast.ClassDef) for node in part.body if isinstance(node, ast.FunctionDef)}
     assert {"answers", "verdicts"} <= methods

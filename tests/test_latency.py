@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +19,7 @@ import make_report
 import report_shapes
 from common import ROOT, UserError, WorkFailed, run
 from constrained_decode import Answer, load_engine
-from load_test import Here, Level, MicroBatches, closed_loop, open_loop
+from load_test import Level, MicroBatches, Processes, closed_loop, open_loop
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 from test_endpoint import GOOD, Server, saying
@@ -91,6 +93,67 @@ def test_a_micro_batch_takes_what_waits_and_an_error_reaches_everyone():
     assert caller.ask("good again").text == "good again"
 
 
+class Failing:
+    """Answers, fails or dies, as a conversation says."""
+
+    def __init__(self, how):
+        if how == "dies at once":
+            os._exit(3)
+        if how == "fails at once":
+            raise UserError("no server here")
+
+    def ask(self, messages):
+        if messages == "die":
+            os._exit(3)
+        if messages == "fail":
+            raise UserError("wrong in an answer")
+        return answer()
+
+
+def test_a_load_is_shared_out_among_processes_and_every_row_comes_back_in_its_place():
+    load = Processes(Failing, ("well",), 20)
+    assert len(load.workers) == 2
+    records = load.run(list(range(9)), Level("closed", 9, 20))
+    assert len(records) == 9 and all(record["answer"].text == GOOD for record in records)
+    assert len(load.run(["one"], Level("open", 1, rate=50.0))) == 1, "fewer rows than processes"
+    load.close()
+
+
+@pytest.mark.parametrize(("how", "rows", "error", "words"), [
+    ("dies at once", [], WorkFailed, "a client process of the benchmark died"), ("fails at once", [], UserError, "no server here"),
+    ("well", ["die"] * 4, WorkFailed, "a client process of the benchmark died"), ("well", ["fail"] * 4, UserError, "wrong in an answer")])
+def test_a_client_process_that_dies_or_fails_ends_the_run_with_its_words(how, rows, error, words):
+    with pytest.raises(error, match=words):
+        Processes(Failing, (how,), 2).run(rows, Level("closed", len(rows), 2))
+
+
+def test_an_error_ends_a_level_at_once():
+    caller = Slow(0.01)
+
+    class OnceWrong:
+        def ask(self, messages):
+            if messages == 3:
+                raise UserError("wrong")
+            return caller.ask(messages)
+
+    with pytest.raises(UserError, match="wrong"):
+        closed_loop(OnceWrong(), list(range(500)), 2)
+    assert len(caller.asked) < 20
+
+
+def test_the_first_token_of_a_micro_batch_counts_the_wait_for_it():
+    class Engine:
+        batch_size = 1
+
+        def answers(self, conversations):
+            time.sleep(0.05)
+            yield 0, answer(first_s=0.01)
+
+    records = closed_loop(MicroBatches(Engine()), list(range(3)), 3)
+    firsts = sorted(record["first_token_s"] for record in records)
+    assert firsts[0] < 0.04 and firsts[2] > 0.1, "the third waited for two others"
+
+
 def summed(records, level=None, floor=None):
     import jsonschema
 
@@ -120,7 +183,8 @@ def test_failures_are_counted_and_are_no_times():
 def test_what_the_guarantee_did_is_told_apart():
     found = summed([record(0.1), record(0.1, late=2), record(0.1, overruled=5), record(0.1, overruled=0)])
     assert (found["json_valid_pct"], found["json_valid_raw_pct"], found["closed_at_budget_pct"], found["mask_overruled_pct"]) == (100, 50, 25, 6.25)
-    assert summed([record(0.1, overruled=None)])["mask_overruled_pct"] is None, "an engine that does not tell has none"
+    untold = summed([record(0.1, overruled=None, late=None)])
+    assert [untold[key] for key in ("mask_overruled_pct", "closed_at_budget_pct", "json_valid_raw_pct", "json_valid_pct")] == [None, None, None, 100]
 
 
 def test_the_floor_is_bytes_and_operations_over_the_machines_rates():
@@ -217,21 +281,24 @@ def test_a_server_that_ignores_the_constraint_is_not_measured(rows, tmp_path, ca
     (("--out", "x.csv", "--model_path", "m", "--concurrency", "0"), "above 0"),
     (("--out", "x.csv", "--model_path", "m", "--concurrency"), "nothing to measure"),
     (("--out", "x.csv", "--backend", "hf", "--endpoint", "http://x/v1"), "leave --backend out"), (("--show", "nowhere.csv"), "nowhere.csv: no such file"),
-    (("--out", "x.csv", "--model_path", "nowhere"), "no such model folder")])
+    (("--out", "x.csv", "--model_path", "nowhere"), "no such model folder"), (("--out", "x.csv", "--backend", "openai_api", "--model_path", "m"), "--endpoint"),
+    (("--out", "x.csv", "--endpoint", "http://x/v1", "--random_weights"), "--random_weights"),
+    (("--out", "x.csv", "--model_path", "m", "--engine_args=--x"), "starts no server")])
 def test_a_wrong_call_is_told(words, message, capsys):
     assert call(*words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("out", "name"), [("phi4mini_latency.csv", "phi4mini"), ("phi4mini_hf_plain_latency.csv", "phi4mini"),
+                                           ("phi4mini_vllm_latency.csv", "phi4mini"), ("my_model_openai_api_latency.csv", "my_model"), ("x.csv", "x")])
+def test_a_runs_name_tells_its_model(out, name):
+    assert bench.model_name(Path(out)) == name
 
 
 def test_rows_are_dealt_in_turn_and_repeats_are_counted():
     deck = bench.Deck(list(synthetic_rows(5, 1)), TASK)
     ids = deck.take(3)[0] + deck.take(4)[0]
     assert len(set(ids[:5])) == 5 and ids[5:] == ids[:2] and deck.n_repeated == 2
-
-
-def test_a_load_that_comes_from_here_is_the_callers(rows):
-    caller = Slow(0.0)
-    assert len(Here(caller).run(list(range(7)), Level("closed", 7, 2))) == 7 and len(caller.asked) == 7
 
 
 @pytest.mark.parametrize("name", ["hf", "openai_api", "vllm", "sglang"])

@@ -4,7 +4,9 @@ is installed its own classes and argument parser are used."""
 import contextlib
 import importlib.metadata
 import json
+import os
 import random
+import subprocess
 import sys
 import types
 from enum import Enum, auto
@@ -187,6 +189,34 @@ def test_the_client_asks_with_token_ids_and_puts_the_opening_before_what_comes(r
         client.check()
 
 
+def test_the_clients_verdicts_are_read_by_token_id_and_its_answers_count_the_opening(reader):
+    import math
+
+    from test_endpoint import Server
+
+    labels = reader.branch.token_of
+    shares = dict(zip(TASK.labels, (0.6, 0.3, 0.1), strict=True))
+
+    def behave(server, handler, body):
+        assert isinstance(body["prompt"], list) and all(isinstance(token, int) for token in body["prompt"])
+        told = {f"token_id:{labels[label]}": math.log(share / 2) for label, share in shares.items()} | {"token_id:7": -0.7}
+        logprobs = {"logprobs": {"top_logprobs": [told]}} if body.get("logprobs") else {}
+        choice = {"text": 'POSSIBLE","reasoning":"Name matches."}', "finish_reason": "stop", **logprobs}
+        server.send(handler, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 90, "completion_tokens": 11}}))
+
+    server = Server(behave)
+    client = vllm.Client(reader, TASK, SimpleNamespace(max_new_tokens=BUDGET, temperature=0.1, top_p=0.9), 2, server.endpoint)
+    client.check()
+    messages = TASK.messages(next(iter(synthetic_rows(1, 1)))["input"])
+    answer = client.ask(messages)
+    server.http.shutdown()
+    n = len(reader.opening)
+    assert parse_json(answer.text)["result"] == "POSSIBLE" and (answer.prompt_tokens, answer.completion_tokens, answer.n_read) == (90 - n, 11 + n, n)
+    assert answer.overruled is answer.late is None
+    client = vllm.Client(reader, TASK, client.gen, 2, Server(behave).endpoint)
+    assert dict(client.verdicts([messages]))[0] == pytest.approx(shares)
+
+
 def test_vllms_own_parser_takes_our_arguments(reader):
     arguments = pytest.importorskip("vllm.engine.arg_utils", reason="vLLM needs a GPU host; LOG.md says which versions this was run with")
     from vllm.platforms import current_platform
@@ -240,6 +270,21 @@ def test_a_server_that_dies_is_told_with_its_last_words(tmp_path):
     with (pytest.raises(_server.WorkFailed, match=r"(?s)ended with code 1 before it was ready.*hello from the server.*out of memory"),
           _server.running([sys.executable, "-c", SERVER, str(port), "dies"], f"http://127.0.0.1:{port}/health", tmp_path / "server.log")):
         raise AssertionError("never ready")
+
+
+def test_whoever_is_ended_from_outside_still_stops_its_server(tmp_path):
+    port, log = _server.free_port(), tmp_path / "server.log"
+    script = (f"import sys, time, pathlib; sys.path.insert(0, {str(_server.__file__.rpartition('/constrained_decode')[0])!r})\n"
+              "from constrained_decode import _server\n"
+              f"command, log = [sys.executable, '-c', {SERVER!r}, '{port}', 'lives'], pathlib.Path({str(log)!r})\n"
+              f"with _server.running(command, 'http://127.0.0.1:{port}/health', log) as s:\n"
+              "    print('pid', s.pid, flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as outer:
+        pid = next(int(line.split()[1]) for line in outer.stdout if line.startswith("pid"))
+        outer.terminate()
+        assert outer.wait(30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.killpg(pid, 0)
 
 
 def test_a_server_that_is_not_ready_in_time_is_stopped(tmp_path, monkeypatch):

@@ -25,8 +25,9 @@ class Answer:
     probabilities: dict[str, float] | None  # of each verdict, read where the verdict is decided; None where an engine does not tell
     seconds: float                  # the batch's time over its rows: what one answer cost
     overruled: int | None = 0       # steps at which the model's first choice would have broken the schema; None where an engine does not tell
-    late: int = 0                   # steps at which it came too late: behind it the answer could not have been ended within the budget
+    late: int | None = 0            # steps at which it came too late: behind it the answer could not have been ended within the budget
     first_s: float | None = None    # from the call until the first token was known
+    n_read: int = 0                 # of its tokens those that were settled and read, at no step of their own
 
 
 def engine_names():

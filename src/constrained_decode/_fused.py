@@ -49,7 +49,9 @@ def join(attention):
             self.place = place
 
         def forward(self, hidden):
-            return joined.others[self.place]
+            # Let go of it: of a long batch every layer's would fill the memory.
+            found, joined.others[self.place] = joined.others[self.place], None
+            return found
 
     joined = Joined([attention.q_proj, attention.k_proj, attention.v_proj])
     attention.q_proj, attention.k_proj, attention.v_proj = joined, Other(0), Other(1)
@@ -89,3 +91,28 @@ def turned(states, cos, sin):
     half = torch.cat([-part[..., width // 2:], part[..., :width // 2]], -1)
     done = part * cos + half * sin
     return (torch.cat([done, rest], -1) if rest.shape[-1] else done).transpose(1, 2)
+
+
+class Rope:
+    """Rotary embeddings whose frequencies follow the longest prompt ask the device for it at every pass, which no graph can record.
+
+    While everything is shorter than the length they were made for, their frequencies are fixed, and said to be.
+    """
+
+    def __init__(self, model):
+        text = model.config.get_text_config()
+        self.following = {module: module.rope_type for module in model.modules() if getattr(module, "rope_type", "").startswith(("longrope", "dynamic"))}
+        parameters = getattr(text, "rope_parameters", None) or {}
+        made_for = parameters.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        self.longest = (made_for or text.max_position_embeddings) if self.following else float("inf")
+        # A graph's mask shows a token everything before it.
+        self.longest = min(self.longest, getattr(text, "sliding_window", None) or float("inf"))
+
+    def fits(self, n_tokens):
+        """Whether texts of so many tokens leave the frequencies alone; from now on they are fixed if so."""
+        fixed = n_tokens <= self.longest
+        for module, kind in self.following.items():
+            module.rope_type = "default" if fixed else kind
+            if fixed:
+                module.inv_freq = module.original_inv_freq
+        return fixed

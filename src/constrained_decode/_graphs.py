@@ -15,7 +15,7 @@ NAME = "grouped"
 ASKED_EVERY = 4         # steps; a question waits for the device, and steps behind the last answer's end are wasted
 WIDTHS = 128            # prompts are as wide as a multiple of this, so that few shapes serve them all
 PLACES = 8              # a cache's length is a multiple of this, as attention's kernels want it
-MOST_SHAPES = 8         # whose cache and graphs are kept
+MOST_KEPT_BYTES = 12e9  # of caches; the shapes used longest ago go first
 READ_AT_ONCE = 4        # rows whose prompts are read by a graph; of more the arithmetic takes longer than its launches
 
 
@@ -52,6 +52,7 @@ class Kept:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = config.num_hidden_layers, n_rows, config.num_key_value_heads, n_places, width
         self.keys, self.values, self.places = like.new_zeros(shape), like.new_zeros(shape), None
+        self.bytes = 2 * self.keys.numel() * self.keys.element_size()
 
     def update(self, keys, values, layer, *_, **__):
         """While `places` is None a prompt is read, which attends to itself alone."""
@@ -82,22 +83,23 @@ class Settled:
 class Shape:
     """The buffers of n_rows answers behind prompts in n_places places, and the graphs that work on them."""
 
-    def __init__(self, model, guarantee, gen, opening, settled, end_id, n_rows, width, n_places):
+    def __init__(self, model, guarantee, gen, opening, settled, end_id, pick, n_rows, width, n_places):
         import torch
 
-        self.model, self.guarantee, self.gen, self.settled, self.end_id = model, guarantee, gen, settled, end_id
+        self.model, self.guarantee, self.gen, self.settled, self.end_id, self.pick = model, guarantee, gen, settled, end_id, pick
         self.n_rows, self.n_places, self.device, self.graphs, self.n_opening = n_rows, n_places, model.device, {}, len(opening)
         self.cache, zeros = Kept(model.config.get_text_config(), n_rows, n_places, model.get_output_embeddings().weight), self._zeros
-        self.opening, self.pick = torch.tensor(opening, device=self.device), self._pick
-        self.ids, self.prompt_length, self.logits = zeros(n_rows, width), zeros(n_rows) + len(opening) + 1, None
+        self.opening = torch.tensor(opening, device=self.device)
+        self.ids, self.prompt_length, self.n_read, self.logits = zeros(n_rows, width), zeros(n_rows) + len(opening) + 1, width, None
         self.seen = zeros(n_rows, n_places).bool()                  # places that a row may look at
         self.rows = Rows(zeros(n_rows), zeros(n_rows), zeros(n_rows))
         self.label, self.length, self.at, self.token, self.n_overruled, self.n_late = (zeros(n_rows) for _ in range(6))
         self.written = zeros(n_rows, guarantee.max_new_tokens)
         self.place = zeros(1)                                       # of the cache, where the next token goes
         if self.device.type == "cuda":
-            self.pick = torch.compile(self._pick, dynamic=True)
-            self._capture(torch)
+            # A capture draws numbers; what is drawn later must not depend on it.
+            with torch.random.fork_rng(devices=[self.device]):
+                self._capture(torch)
 
     def _zeros(self, *shape):
         import torch
@@ -153,8 +155,7 @@ class Shape:
 
     def _read(self):
         self.cache.places = None
-        width = self.ids.shape[1] if self._read.__name__ in self.graphs or self.logits is None else self.n_read
-        self.logits = read(self.model, self.ids[:, :width], self.prompt_length, self.n_opening + 1, self.cache)
+        self.logits = read(self.model, self.ids[:, :self.n_read], self.prompt_length, self.n_opening + 1, self.cache)
 
     def _settle(self):
         """Read what each row's verdict settled, and write its first free token."""
@@ -198,10 +199,6 @@ class Shape:
         for name in ("state", "counter", "left"):
             getattr(self.rows, name).copy_(getattr(behind, name))
 
-    def _pick(self, logits, state, counter, left, noise):
-        allowed, broke, late = self.guarantee.masked(logits.float(), Rows(state, counter, left))
-        return drawn(allowed, self.gen.temperature, self.gen.top_p, noise), broke, late
-
     def finish(self):
         """Write until every row has ended."""
         self.run(self._settle)
@@ -217,19 +214,35 @@ class Shapes:
     def __init__(self, model, guarantee, gen, opening, settled, end_id):
         import torch
 
+        def pick(logits, state, counter, left, noise):
+            allowed, broke, late = guarantee.masked(logits.float(), Rows(state, counter, left))
+            return drawn(allowed, gen.temperature, gen.top_p, noise), broke, late
+
         ids, states = zip(*settled, strict=True)
-        self.n_behind = max(map(len, ids)) + guarantee.max_new_tokens
+        self.n_behind, self.least_width = max(map(len, ids)) + guarantee.max_new_tokens, 0
         tensors = [[one + one[-1:] * (max(map(len, ids)) - len(one)) for one in ids], [len(one) for one in ids], states]
         settled = Settled(*(torch.tensor(values, device=model.device) for values in tensors))
-        self.made_of, self.kept = (model, guarantee, gen, opening, settled, end_id), {}
+        quick = torch.compile(pick, dynamic=True) if model.device.type == "cuda" else pick
+        self.made_of, self.kept = (model, guarantee, gen, opening, settled, end_id, quick), {}
 
     def of(self, prompts):
         """Buffers that hold these prompts and their answers."""
-        n_rows, width = 1 << (len(prompts) - 1).bit_length(), -(-max(map(len, prompts)) // WIDTHS) * WIDTHS
+        n_rows, width = 1 << (len(prompts) - 1).bit_length(), self.width_of(prompts)
         if (n_rows, width) not in self.kept:
-            if len(self.kept) >= MOST_SHAPES:
+            shape = Shape(*self.made_of, n_rows, width, -(-(width + self.n_behind) // PLACES) * PLACES)
+            while self.kept and shape.cache.bytes + sum(other.cache.bytes for other in self.kept.values()) > MOST_KEPT_BYTES:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[n_rows, width] = Shape(*self.made_of, n_rows, width, -(-(width + self.n_behind) // PLACES) * PLACES)
+            self.kept[n_rows, width] = shape
         # The one used last is the last to go.
         self.kept[n_rows, width] = self.kept.pop((n_rows, width))
         return self.kept[n_rows, width]
+
+    def width_of(self, prompts):
+        return max(self.least_width, -(-max(map(len, prompts)) // WIDTHS) * WIDTHS)
+
+    def prepare(self, prompts, most_rows):
+        """Make the shapes that batches of these prompts will need, so that none is made while answers are timed."""
+        self.least_width, n_rows = self.width_of(prompts), 1
+        while n_rows < 2 * most_rows:
+            self.of(prompts[:1] * min(n_rows, most_rows))
+            n_rows *= 2

@@ -21,6 +21,7 @@ class Writing:
     n_overruled: int = 0    # choices that would have broken the schema
     n_late: int = 0         # choices behind which the answer could not have been finished in time
     place: tuple = None     # (the automaton's state, characters of its string) behind the answer so far
+    n_settled: int = 0      # tokens that were read with the prompt or behind the verdict, not written
 
 
 class Guessing:

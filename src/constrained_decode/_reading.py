@@ -1,4 +1,7 @@
-"""A prompt read in one pass, up to where its verdict is decided. Prompts are padded on their right, so no mask is needed: nobody attends to padding."""
+"""A prompt read in one pass, up to where its verdict is decided, and what every engine says of an answer.
+
+Prompts are padded on their right, so no mask is needed: nobody attends to padding.
+"""
 
 from common import UserError
 
@@ -36,6 +39,23 @@ def has_plain_head(model):
         expected, found = (logits[0, -1].float() for logits in (model(input_ids=ids).logits, read_prompts(model, [[0, 0]], 1)))
     # Weights that are no numbers are found out where verdicts are read.
     return torch.allclose(found, expected, atol=0.02 * expected.abs().amax().item(), rtol=0.0, equal_nan=True)
+
+
+def check_lengths(prompts, max_new_tokens, most):
+    """A model asked beyond what it was made to read answers at random; said before anything is answered."""
+    too_long = [at for at, prompt in enumerate(prompts, 1) if len(prompt) + max_new_tokens > (most or float("inf"))]
+    if too_long:
+        longest = max(len(prompts[at - 1]) for at in too_long)
+        raise UserError(f"{len(too_long):,} of {len(prompts):,} prompts are too long: the longest takes {longest:,} tokens and an answer "
+                        f"{max_new_tokens}, the model reads {most:,}; shorten the records of pair {', '.join(map(str, too_long[:10]))}"
+                        f"{' and others' if len(too_long) > 10 else ''}")
+
+
+def text_of(ids, end_ids, tokenizer):
+    """(an answer's text without its end token, why it ended, how many tokens it took)."""
+    end = next((at for at, token in enumerate(ids) if token in end_ids), None)
+    text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text, "length" if end is None else "stop", len(ids) if end is None else end + 1
 
 
 def label_shares(logits, branch, temperature):

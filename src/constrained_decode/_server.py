@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 
 from common import WorkFailed, shown_path
@@ -29,11 +30,21 @@ def running(command, health, log, environment=()):
     with open(log, "w") as output:
         # A session of its own, so that the processes that it starts end with it.
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(environment), start_new_session=True)
+    # Only a program's first thread may say what a signal does.
+    signs = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {sign: signal.signal(sign, leave) for sign in signs}
     try:
         wait_until_ready(server, health, log)
         yield server
     finally:
         stop(server)
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def leave(sign, _):
+    """Whoever is ended from outside still stops its server."""
+    raise SystemExit(128 + sign)
 
 
 def wait_until_ready(server, health, log):
@@ -44,7 +55,7 @@ def wait_until_ready(server, health, log):
         if server.poll() is not None:
             raise WorkFailed(f"the server ended with code {server.returncode} before it was ready; the last lines of {log}:\n{last_lines(log)}")
         with contextlib.suppress(httpx2.HTTPError):
-            if httpx2.get(health, timeout=5).status_code == 200:
+            if httpx2.get(health, timeout=5, trust_env=False).status_code == 200:
                 print(f"ready after {time.monotonic() - start:.0f} s", flush=True)
                 return
         time.sleep(0.5)
@@ -64,9 +75,22 @@ def facts(package, command):
 
 
 def stop(server):
-    for sign, patience in ((signal.SIGTERM, STOPPED_WITHIN_S), (signal.SIGKILL, STOPPED_WITHIN_S)):
+    """End the server and every process that it started, those that outlive it too."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(patience)
+        if is_gone(server):
             return
+
+
+def is_gone(server):
+    """Whether all of them have ended in time."""
+    until = time.monotonic() + STOPPED_WITHIN_S
+    while time.monotonic() < until:
+        server.poll()       # an ended process counts as there until its end is read
+        try:
+            os.killpg(server.pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False

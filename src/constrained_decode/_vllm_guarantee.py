@@ -31,7 +31,8 @@ class Guaranteed(LogitsProcessor):
         tokenizer = dataset.load_tokenizer(Path(model.tokenizer))
         n_tokens = max(len(tokenizer), model.get_vocab_size())
         self.guarantee = guarantee_for(options["schema"], tokenizer, n_tokens, options["end_id"], model.max_model_len, device)
-        self.temperature, self.top_p, self.device = options["temperature"], options["top_p"], device
+        self.temperature, self.top_p, self.device, self.pinned = options["temperature"], options["top_p"], device, is_pin_memory
+        self.longest = model.max_model_len
         n_rows = vllm_config.scheduler_config.max_num_seqs
         self.rows, self.before = (Rows(*(torch.zeros(n_rows, dtype=torch.long, device=device) for _ in range(3))) for _ in range(2))
         self.held = torch.zeros(n_rows, dtype=torch.bool, device=device)
@@ -81,35 +82,33 @@ class Guaranteed(LogitsProcessor):
         if not n_answer:
             return None
         state, counter = self.guarantee.behind(written, self.guarantee.behind(prompt[-n_answer:]))
-        return Request((state, counter, params.max_tokens - len(written)), written)
+        return Request((state, counter, min(params.max_tokens, self.longest - len(prompt)) - len(written)), written)
 
-    def _take_back(self, ats):
+    def _sent(self, values):
+        """A tensor of host values on the device, without waiting for the work that is queued there."""
         import torch
 
-        index = torch.tensor(ats, device=self.device)
+        return torch.tensor(values, pin_memory=self.pinned).to(self.device, non_blocking=True)
+
+    def _take_back(self, ats):
+        index = self._sent(ats)
         for name in ("state", "counter", "left"):
             getattr(self.rows, name).index_copy_(0, index, getattr(self.before, name)[index])
         for at in ats:
             self.requests[at].n_drawn_at = -1
 
     def _gather(self, came_from):
-        import torch
-
-        order = torch.tensor(came_from, device=self.device)
+        order = self._sent(came_from)
         for name in ("state", "counter", "left"):
             getattr(self.rows, name).copy_(getattr(self.rows, name)[order])
 
     def _put(self, ats, places):
-        import torch
-
-        index, values = torch.tensor(list(ats), device=self.device), torch.tensor(list(places), device=self.device)
+        index, values = self._sent(ats), self._sent(places)
         for column, name in enumerate(("state", "counter", "left")):
             getattr(self.rows, name).index_copy_(0, index, values[:, column])
 
     def _mark(self):
-        import torch
-
-        self.held.copy_(torch.tensor([one is not None for one in self.requests]))
+        self.held.copy_(self._sent([one is not None for one in self.requests]))
 
     def apply(self, logits):
         n = logits.shape[0]

@@ -13,11 +13,11 @@ import calibrate
 import dataset
 from common import UserError, read_json, sha256_file
 from constrained_decode import Answer
-from constrained_decode._fused import fuse
+from constrained_decode._fused import Rope, fuse
 from constrained_decode._graphs import Shapes, grouped_attention
 from constrained_decode._guarantee import guarantee_for
 from constrained_decode._guessing import GUESS, Guessing, Writing, forward, rows_of
-from constrained_decode._reading import has_plain_head, label_shares, read_prompts
+from constrained_decode._reading import check_lengths, has_plain_head, label_shares, read_prompts, text_of
 from constrained_decode._sampling import drawn
 
 WIDENED_BELOW = 1e9     # parameters; more would need twice the memory
@@ -77,7 +77,7 @@ class Batch:
 
     written: list           # a Writing a row
     probabilities: list     # {label: probability} a row
-    first_s: float | None   # until every row's verdict, its first token that is not settled, was known
+    first_s: float | None   # until every row's verdict, the first token that is the model's own choice, was known
 
 
 class Engine:
@@ -85,12 +85,14 @@ class Engine:
         self.model, self.chat, self.gen, self.batch_size, self.temperature = model, chat, gen, batch_size, temperature
         self.branch, self.end_ids, self.review_label = dataset.find_branch(chat, task), dataset.end_ids(chat), task.review_label
         self.rewinds, self.plain_head, self.guarantee, self.shapes = can_rewind(model), has_plain_head(model), None, None
+        self.rope, self.tells_probabilities = Rope(model), True
         if constrained:
             n_tokens = max(len(chat.tokenizer), model.get_output_embeddings().weight.shape[0])
             self.guarantee = guarantee_for(task.answer_schema, chat.tokenizer, n_tokens, self.end_ids[0], gen.max_new_tokens, model.device)
             self.settled = {label: self.settled_by(label) for label in self.branch.token_of}
             self.guessing = Guessing(model, self.guarantee, gen, self.end_ids[0], chat.pad_id)
             if model.device.type == "cuda" and self.rewinds and self.plain_head:
+                fuse(model)
                 self.use_graphs()
         steps = "one token a step" if not constrained or not self.rewinds else f"up to {GUESS} guessed tokens checked a step"
         self.facts = {"precision": str(model.dtype).removeprefix("torch."), "weights": str(weights or model.dtype).removeprefix("torch."),
@@ -99,8 +101,6 @@ class Engine:
                       "attention": model.config._attn_implementation, "calibration_temperature": temperature}
 
     def use_graphs(self):
-        if self.model.device.type == "cuda":
-            fuse(self.model)
         self.model.set_attn_implementation(grouped_attention())
         settled = [self.settled[label] for label in self.labels_by_caution()]
         self.shapes = Shapes(self.model, self.guarantee, self.gen, self.branch.opening, settled, self.end_ids[0])
@@ -122,8 +122,10 @@ class Engine:
         torch.manual_seed(0)
         if self.gen.temperature and self.guarantee:
             self.guessing.forget()
-        write = self._generated if not self.guarantee or not self.rewinds else self._graphed if self.shapes else self._guessed
-        for positions, prompts in self._batches(conversations):
+        asked = self._prompts(conversations)
+        fits = self.rope.fits(max(map(len, asked), default=0) + self.gen.max_new_tokens)
+        write = self._generated if not self.guarantee or not self.rewinds else self._graphed if self.shapes and fits else self._guessed
+        for positions, prompts in self._batches(asked):
             start = time.perf_counter()
             with torch.inference_mode():
                 batch = write(prompts)
@@ -134,7 +136,9 @@ class Engine:
     def verdicts(self, conversations):
         import torch
 
-        for positions, prompts in self._batches(conversations):
+        asked = self._prompts(conversations)
+        self.rope.fits(max(map(len, asked), default=0) + self.gen.max_new_tokens)
+        for positions, prompts in self._batches(asked):
             if self.plain_head:
                 with torch.inference_mode():
                     logits = read_prompts(self.model, [prompt + self.branch.opening for prompt in prompts], 1)[:, -1]
@@ -142,24 +146,25 @@ class Engine:
             else:
                 yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature), strict=True)
 
-    def _batches(self, conversations):
-        """Longest first: the first batch shows whether memory suffices, and little is padded."""
+    def prepare(self, conversations):
+        """Whatever is made once for batches of such prompts, so that no answer's time holds it."""
+        if self.shapes:
+            import torch
+
+            with torch.inference_mode():
+                self.shapes.prepare([max((self.chat.prompt_ids(messages) + self.branch.opening for messages in conversations), key=len)], self.batch_size)
+
+    def _prompts(self, conversations):
         prompts = [self.chat.prompt_ids(messages) for messages in conversations]
-        self._check_lengths(prompts)
+        check_lengths(prompts, self.gen.max_new_tokens, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
+        return prompts
+
+    def _batches(self, prompts):
+        """Longest first: the first batch shows whether memory suffices, and little is padded."""
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
         for start in range(0, len(order), self.batch_size):
             positions = order[start:start + self.batch_size]
             yield positions, [prompts[at] for at in positions]
-
-    def _check_lengths(self, prompts):
-        """A model asked beyond what it was made to read answers at random; said before anything is answered."""
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-        too_long = [at for at, prompt in enumerate(prompts, 1) if len(prompt) + self.gen.max_new_tokens > most]
-        if too_long:
-            longest = max(len(prompts[at - 1]) for at in too_long)
-            raise UserError(f"{len(too_long):,} of {len(prompts):,} prompts are too long: the longest takes {longest:,} tokens and an answer "
-                            f"{self.gen.max_new_tokens}, the model reads {most:,}; shorten the records of pair {', '.join(map(str, too_long[:10]))}"
-                            f"{' and others' if len(too_long) > 10 else ''}")
 
     def _graphed(self, prompts):
         opening, decided = self.branch.opening, Stopwatch(self.model.device)
@@ -168,8 +173,9 @@ class Engine:
         logits = shape.begin(prompts)
         decided.stop()
         shape.finish()
-        written = [Writing(ids[:at], n_overruled=broke, n_late=late) for ids, at, broke, late in
-                   zip(*(column[:len(prompts)].tolist() for column in (shape.written, shape.at, shape.n_overruled, shape.n_late)), strict=True)]
+        columns = (shape.written, shape.at, shape.n_overruled, shape.n_late, shape.settled.n[shape.label])
+        written = [Writing(ids[:at], n_overruled=broke, n_late=late, n_settled=len(opening) + n)
+                   for ids, at, broke, late, n in zip(*(column[:len(prompts)].tolist() for column in columns), strict=True)]
         return Batch(written, label_shares(logits, self.branch, self.temperature), decided.seconds())
 
     def _guessed(self, prompts):
@@ -184,8 +190,11 @@ class Engine:
         output = forward(self.model, fed, mask, n_logits=len(opening) + 1)
         wished = output.logits[:, :-1].argmax(-1).tolist()
         labels = self._chosen_labels(output.logits[:, -1])
-        written = [Writing(opening + self.settled[label][0], len(opening), sum(a != b for a, b in zip(wish, opening, strict=True)),
-                           place=(self.settled[label][1], 0)) for label, wish in zip(labels, wished, strict=True)]
+        written = []
+        for label, wish in zip(labels, wished, strict=True):
+            ids, state = self.settled[label]
+            n_overruled = sum(a != b for a, b in zip(wish, opening, strict=True))
+            written.append(Writing(opening + ids, len(opening), n_overruled, place=(state, 0), n_settled=len(opening) + len(ids)))
         shares = label_shares(output.logits[:, -1], self.branch, self.temperature)
         return Batch(written, shares, time.perf_counter() - start), output.past_key_values, mask
 
@@ -197,8 +206,9 @@ class Engine:
     def _generated(self, prompts):
         """Left to `generate`, token by token: without the guarantee, or with it for models whose memory cannot drop a wrong guess."""
         if not self.guarantee:
-            shares = verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature)
-            return Batch([Writing(one) for one in self._generate(prompts, self.gen.max_new_tokens)], shares, None)
+            written = [Writing(one) for one in self._generate(prompts, self.gen.max_new_tokens)]
+            shares = verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature) if self.tells_probabilities else None
+            return Batch(written, shares or [None] * len(prompts), None)
         batch, *_ = self._begun(prompts)
         written = batch.written
         for n_settled in {len(one.ids) for one in written}:
@@ -220,10 +230,9 @@ class Engine:
         return output[:, ids.shape[1]:].tolist()
 
     def _answer(self, prompt, one, probabilities, seconds, first_s=None):
-        end = next((at for at, token in enumerate(one.ids) if token in self.end_ids), None)
-        text = self.chat.tokenizer.decode(one.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return Answer(text, "length" if end is None else "stop", len(prompt), len(one.ids) if end is None else end + 1, probabilities, seconds,
-                      overruled=one.n_overruled, late=one.n_late, first_s=first_s)
+        text, reason, n_tokens = text_of(one.ids, self.end_ids, self.chat.tokenizer)
+        return Answer(text, reason, len(prompt), n_tokens, probabilities, seconds, overruled=one.n_overruled, late=one.n_late, first_s=first_s,
+                      n_read=one.n_settled)
 
 
 class Admitted:

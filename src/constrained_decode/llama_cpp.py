@@ -21,7 +21,7 @@ from common import UserError, WorkFailed, read_json, sha256_file, sha256_text, s
 from constrained_decode import Answer
 from constrained_decode._guarantee import guarantee_for
 from constrained_decode._guessing import rows_of
-from constrained_decode._reading import label_shares
+from constrained_decode._reading import check_lengths, label_shares, text_of
 from constrained_decode._sampling import drawn
 from constrained_decode.hf import check_whole
 
@@ -208,6 +208,7 @@ class Writing:
     place: tuple = None         # (the automaton's state, characters of its string) behind the answer so far
     n_overruled: int = 0        # choices that would have broken the schema
     n_late: int = 0             # choices behind which the answer could not have been finished in time
+    n_settled: int = 0          # tokens that were read with the prompt or behind the verdict, not written
 
 
 class Engine:
@@ -260,23 +261,13 @@ class Engine:
     def _batches(self, conversations):
         """Longest first: the first batch shows whether memory suffices."""
         prompts = [self.chat.prompt_ids(messages) for messages in conversations]
-        self._check_lengths(prompts)
+        check_lengths(prompts, self.gen.max_new_tokens, self.model.n_positions)
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
         for start in range(0, len(order), self.batch_size):
             positions = order[start:start + self.batch_size]
             n_tokens = len(prompts[positions[0]]) + max(self.gen.max_new_tokens, len(self.branch.opening))
             self.model.make_room(len(positions), n_tokens, len(self.branch.opening) + 1)
             yield positions, [prompts[at] for at in positions]
-
-    def _check_lengths(self, prompts):
-        """A model asked beyond what it was made to read answers at random; said before anything is answered."""
-        most = self.model.n_positions
-        too_long = [at for at, prompt in enumerate(prompts, 1) if len(prompt) + self.gen.max_new_tokens > most]
-        if too_long:
-            longest = max(len(prompts[at - 1]) for at in too_long)
-            raise UserError(f"{len(too_long):,} of {len(prompts):,} prompts are too long: the longest takes {longest:,} tokens and an answer "
-                            f"{self.gen.max_new_tokens}, the model reads {most:,}; shorten the records of pair {', '.join(map(str, too_long[:10]))}"
-                            f"{' and others' if len(too_long) > 10 else ''}")
 
     def _begun(self, sequence, prompt):
         """The verdict, chosen behind the prompt and the opening, and what it settles; without the guarantee the first token."""
@@ -288,7 +279,8 @@ class Engine:
             return Writing(prompt, sequence, self._drawn(logits[:1]), 0, probabilities)
         [at] = self._drawn(logits[-1:, [self.branch.token_of[label] for label in self.labels]])
         label, wished = self.labels[at], logits[:-1].argmax(-1).tolist()
-        return Writing(prompt, sequence, opening + self._settled(label), len(opening), probabilities, self.places[label],
+        ids = opening + self._settled(label)
+        return Writing(prompt, sequence, ids, len(opening), probabilities, self.places[label], n_settled=len(ids),
                        n_overruled=sum(a != b for a, b in zip(wished, opening, strict=True)))
 
     def _finish(self, rows):
@@ -312,7 +304,6 @@ class Engine:
         return drawn(logits, self.gen.temperature, self.gen.top_p).tolist()
 
     def _answer(self, one, seconds, first_s):
-        end = next((at for at, token in enumerate(one.ids) if token in self.end_ids), None)
-        text = self.chat.tokenizer.decode(one.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return Answer(text, "length" if end is None else "stop", len(one.prompt), len(one.ids), one.probabilities, seconds,
-                      overruled=one.n_overruled, late=one.n_late, first_s=first_s)
+        text, reason, n_tokens = text_of(one.ids, self.end_ids, self.chat.tokenizer)
+        return Answer(text, reason, len(one.prompt), n_tokens, one.probabilities, seconds, overruled=one.n_overruled, late=one.n_late, first_s=first_s,
+                      n_read=one.n_settled)

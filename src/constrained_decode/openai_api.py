@@ -52,7 +52,8 @@ class Reply:
     text: str = ""
     finish_reason: str | None = None
     usage: dict = field(default_factory=dict)
-    tokens: list = field(default_factory=list)      # with their log-probabilities, where the server tells them
+    tokens: list = field(default_factory=list)      # of a chat, with their log-probabilities, where the server tells them
+    logprobs: list = field(default_factory=list)    # of a plain completion: {token: log-probability} at each place
     first_s: float | None = None
 
     def add(self, body):
@@ -61,7 +62,9 @@ class Reply:
         for choice in body["choices"][:1]:
             self.text += said(choice)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            self.tokens += (choice.get("logprobs") or {}).get("content") or []
+            told = choice.get("logprobs") or {}
+            self.tokens += told.get("content") or []
+            self.logprobs += told.get("top_logprobs") or []
 
 
 def said(choice):
@@ -130,7 +133,7 @@ class Engine:
             reply = self._asked(messages, self.gen.max_new_tokens, self.task.answer_schema if self.constrained else None, streams)
         except Failure as failure:
             self.outcomes[str(failure).split(":")[0]] += 1
-            return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start, overruled=None)
+            return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start, overruled=None, late=None)
         text = self.opening + reply.text
         whole = text if not self.constrained or parsed_answer(text, self.schema) is not None else _automaton.closed(self.automaton, text)
         self.outcomes["valid" if whole == text else "closed at the budget" if whole else "not valid"] += 1
@@ -157,10 +160,13 @@ class Engine:
 
     def _asked(self, messages, max_tokens, schema, streams=False):
         """The server's reply to one request; busy servers are asked again, as late as they wish."""
+        start = time.perf_counter()
+        body = self._body(messages, max_tokens, schema) | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
+        return self._sent(body, start)
+
+    def _sent(self, body, start):
         import httpx2
 
-        body = self._body(messages, max_tokens, schema) | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
-        start = time.perf_counter()
         for attempt in range(TRIES):
             try:
                 with self.client.stream("POST", self.endpoint + self.path, json=body) as response:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 from common import UserError
@@ -21,13 +22,16 @@ NAME = "steward"
 def load(model_path, task, config, batch_size=None, constrained=True):
     """An engine whose server runs until this process ends."""
     stack = contextlib.ExitStack()
-    endpoint, _ = stack.enter_context(serve(model_path, task, config, "", Path("sglang_server.log")))
+    n_rows = batch_size or openai_api.CONCURRENCY
+    endpoint, facts = stack.enter_context(serve(model_path, task, config, n_rows, "", Path(tempfile.gettempdir()) / "steward_sglang_server.log"))
     atexit.register(stack.close)
-    return openai_api.load(NAME, task, config, batch_size, constrained, endpoint)
+    engine = openai_api.load(NAME, task, config, n_rows, constrained, endpoint)
+    engine.facts |= facts
+    return engine
 
 
 @contextlib.contextmanager
-def serve(model_path, task, config, more, log, constrained=True, random_weights=False):
+def serve(model_path, task, config, n_rows, more, log, constrained=True, random_weights=False):
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
     port = _server.free_port()
     started = [*command(model_path, port, random_weights), *shlex.split(more)]

@@ -5,6 +5,8 @@ control token. _vllm_guarantee.py, loaded into vLLM's worker, masks, draws and a
 """
 
 import contextlib
+import dataclasses
+import importlib.metadata
 import json
 import math
 import os
@@ -16,34 +18,42 @@ import calibrate
 import dataset
 from common import ROOT, UserError, parsed_answer
 from constrained_decode import Answer, _server, openai_api
+from constrained_decode._reading import check_lengths, text_of
 from tasks import load_task
 
 PROCESSOR = "constrained_decode._vllm_guarantee:Guaranteed"
 # The processor is of the kind that vLLM's first model runner calls; the second one, the default of later versions, calls another.
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])), "VLLM_USE_V2_MODEL_RUNNER": "0"}
-TOP_LOGPROBS = 20
+TOP_LOGPROBS = 20       # the most that a server gives
 ROWS = 64               # at a time, where nobody says more
 
 
-def load(model_path, task, config, batch_size=None, constrained=True, random_weights=False):
+def load(model_path, task, config, batch_size=None, constrained=True):
     """An engine in this process."""
+    check_installed()
     os.environ.update(ENVIRONMENT)
-    try:
-        from vllm import LLM
-    except ImportError:
-        raise UserError("--backend vllm: vLLM is not installed here; it needs a CUDA GPU and requirements-gpu.txt, which make setup takes where there "
-                        "is a GPU; --backend hf answers without it") from None
+    from vllm import LLM
+
     reader = Reader(model_path, task, config, constrained)
-    llm = LLM(**engine_options(reader, task, config, batch_size or ROWS, random_weights), disable_log_stats=True)
+    llm = LLM(**engine_options(reader, task, config, batch_size or ROWS), disable_log_stats=True)
     return Engine(llm, reader, config.gen, calibrate.stored_temperature(model_path))
 
 
+def check_installed():
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("--backend vllm: vLLM is not installed here; it needs a CUDA GPU and requirements-gpu.txt, which make setup takes where there "
+                        "is a GPU; --backend hf answers without it") from None
+
+
 @contextlib.contextmanager
-def serve(model_path, task, config, more, log, constrained=True, random_weights=False):
+def serve(model_path, task, config, n_rows, more, log, constrained=True, random_weights=False):
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
+    check_installed()
     port, reader = _server.free_port(), Reader(model_path, task, config, constrained)
     # A first token at once, the others together: their events would cost the server more than the tokens.
-    options = engine_options(reader, task, config, ROWS, random_weights) | {"host": "127.0.0.1", "port": port,
+    options = engine_options(reader, task, config, max(ROWS, n_rows), random_weights) | {"host": "127.0.0.1", "port": port,
                                                                             "stream_interval": config.gen.max_new_tokens}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options), *shlex.split(more)]
     with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT):
@@ -80,16 +90,22 @@ class Reader:
         folder = dataset.local_or_hub(model_path)
         self.model, self.constrained = str(model_path), constrained
         self.chat = dataset.pinned_chat(dataset.load_tokenizer(folder), config.chat)
-        self.branch, self.end_id = dataset.find_branch(self.chat, task), dataset.end_ids(self.chat)[0]
+        self.branch, self.end_ids = dataset.find_branch(self.chat, task), dataset.end_ids(self.chat)
+        self.end_id, self.budget = self.end_ids[0], config.gen.max_new_tokens
+        self.label_tokens = list(self.branch.token_of.values())
         self.opening = self.branch.opening if constrained else []
         self.longest = min(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings, config.train.max_seq_len + config.gen.max_new_tokens)
 
     def prompt_ids(self, messages):
-        return self.chat.prompt_ids(messages) + self.opening
+        return self.prompts([messages])[0]
+
+    def prompts(self, conversations):
+        found = [self.chat.prompt_ids(messages) for messages in conversations]
+        check_lengths(found, self.budget, self.longest)
+        return [ids + self.opening for ids in found]
 
     def text(self, ids):
-        ids = ids[:ids.index(self.end_id)] if self.end_id in ids else ids
-        return self.chat.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text_of(ids, self.end_ids, self.chat.tokenizer)[0]
 
     def settled(self, token):
         """The tokens that a verdict's first token settles, itself first."""
@@ -115,32 +131,45 @@ class Engine:
                       "steps": "one token a step; what the verdict settles is read", "calibration_temperature": temperature}
 
     def answers(self, conversations):
-        start, prompts, reader = time.perf_counter(), [self.reader.prompt_ids(messages) for messages in conversations], self.reader
-        first = self._written(prompts, [self._sampling(1, len(reader.opening), logprobs=TOP_LOGPROBS)] * len(prompts))
-        begun = [reader.opening + (reader.settled(one.token_ids[0]) if reader.constrained else []) for one in first]
+        start, prompts, reader = time.perf_counter(), self.reader.prompts(conversations), self.reader
+        first = self._verdicts(prompts) if reader.constrained else [None] * len(prompts)
+        begun = [reader.opening + (reader.settled(one.token_ids[0]) if one else []) for one in first]
         rest = self._written([prompt + ids[len(reader.opening):] for prompt, ids in zip(prompts, begun, strict=True)],
                              [self._sampling(self.gen.max_new_tokens - len(ids), len(ids)) for ids in begun])
         seconds = (time.perf_counter() - start) / max(1, len(prompts))
         for at, (verdict, ids, one) in enumerate(zip(first, begun, rest, strict=True)):
-            written = ids + list(one.token_ids)
-            yield at, Answer(reader.text(written), "stop" if self.reader.end_id in written else "length", len(prompts[at]) - len(reader.opening),
-                             len(written), self._shares(verdict) if reader.constrained else None, seconds, overruled=None)
+            text, reason, n_tokens = text_of(ids + list(one.token_ids), reader.end_ids, self.chat.tokenizer)
+            yield at, Answer(text, reason, len(prompts[at]) - len(reader.opening), n_tokens, self._shares(verdict) if verdict else None, seconds,
+                             overruled=None, late=None, n_read=len(ids))
 
     def verdicts(self, conversations):
         # Where nothing is constrained, the opening is read all the same: the verdict is decided behind it.
         prompts = [self.chat.prompt_ids(messages) + self.reader.branch.opening for messages in conversations]
-        for at, one in enumerate(self._written(prompts, [self._sampling(1, 0, logprobs=TOP_LOGPROBS)] * len(prompts))):
+        for at, one in enumerate(self._verdicts(prompts)):
             yield at, self._shares(one)
+
+    def _verdicts(self, prompts):
+        """The first token of a verdict for each prompt, none but these allowed, with the log-probability of each."""
+        from vllm import SamplingParams
+
+        labels = self.reader.label_tokens
+        sampling = SamplingParams(max_tokens=1, temperature=self.gen.temperature, top_p=self.gen.top_p, allowed_token_ids=labels, logprob_token_ids=labels,
+                                  detokenize=False)
+        return self._written(prompts, [sampling] * len(prompts))
 
     def _shares(self, output):
         return self.reader.shares({token: told.logprob for token, told in output.logprobs[0].items()}, self.temperature)
 
-    def _sampling(self, max_tokens, n_answer, logprobs=None):
+    def _sampling(self, max_tokens, n_answer):
         """n_answer: the prompt's last tokens that belong to the answer; the processor leaves a request without any alone."""
         from vllm import SamplingParams
 
-        return SamplingParams(max_tokens=max_tokens, temperature=self.gen.temperature, top_p=self.gen.top_p, logprobs=logprobs, detokenize=False,
-                              stop_token_ids=[self.reader.end_id], extra_args={"answer_tokens": n_answer} if n_answer else None)
+        if not n_answer:
+            return SamplingParams(max_tokens=max_tokens, temperature=self.gen.temperature, top_p=self.gen.top_p, detokenize=False,
+                                  stop_token_ids=self.reader.end_ids)
+        # The processor draws by itself and leaves one token, which needs no drawing.
+        return SamplingParams(max_tokens=max_tokens, temperature=0.0, detokenize=False, stop_token_ids=[self.reader.end_id],
+                              extra_args={"answer_tokens": n_answer})
 
     def _written(self, prompts, sampling):
         outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
@@ -155,7 +184,7 @@ class Client(openai_api.Engine):
     def __init__(self, reader, task, gen, n_clients, endpoint):
         self.reader, self.chat, self.opening = reader, reader.chat, reader.text(reader.opening)
         super().__init__(reader.model, task, gen, n_clients, reader.constrained, endpoint)
-        self.facts["decoding"] = "guaranteed in vLLM's worker" if reader.constrained else "unconstrained"
+        self.facts["decoding"] = "guaranteed" if reader.constrained else "unconstrained"
 
     def check(self):
         """The worker holds answers to the schema, also where nothing asks for one."""
@@ -165,8 +194,31 @@ class Client(openai_api.Engine):
         if self.constrained and (answer.late or parsed_answer(answer.text, self.schema) is None):
             raise UserError(f"{self.endpoint}: the server does not hold its answers to the schema ({answer.text[:80]!r}); is {PROCESSOR} loaded in it?")
 
+    def _answer(self, messages, streams=False):
+        """The opening counts as the answer's, as it does on every engine, and what the worker overruled it does not tell."""
+        answer, n_opening = super()._answer(messages, streams), len(self.reader.opening)
+        if answer.finish_reason.startswith("failed"):
+            return answer
+        return dataclasses.replace(answer, prompt_tokens=answer.prompt_tokens - n_opening, completion_tokens=answer.completion_tokens + n_opening,
+                                   late=answer.late or None, n_read=n_opening)
+
+    def _verdict(self, messages):
+        """From one token; labels beyond the likeliest that the server tells count as impossible."""
+        body = self._body(messages, 1 + len(self.reader.opening), None) | {
+            "prompt": self.chat.prompt_ids(messages) + self.reader.branch.opening, "logprobs": TOP_LOGPROBS, "return_tokens_as_token_ids": True}
+        try:
+            reply = self._sent(body, time.perf_counter())
+        except openai_api.Failure as failure:
+            raise UserError(f"{self.endpoint}: {failure}") from None
+        told = reply.logprobs[0] if reply.logprobs else {}
+        found = self.reader.shares({int(token.removeprefix("token_id:")): share for token, share in told.items()}, 1.0)
+        if not found:
+            raise UserError(f"{self.endpoint}: none of the verdicts is among the {TOP_LOGPROBS} likeliest tokens; this model was not trained for them")
+        return found
+
     def _body(self, messages, max_tokens, schema):
-        ids = self.reader.prompt_ids(messages)
-        arguments = {"vllm_xargs": {"answer_tokens": len(self.reader.opening)}} if self.constrained else {}
-        return {"model": self.model, "prompt": ids, "max_tokens": max_tokens - len(self.reader.opening), "temperature": self.gen.temperature,
-                "top_p": self.gen.top_p, "stop_token_ids": [self.reader.end_id]} | arguments
+        """What to draw by is the processor's matter, where it draws."""
+        sampling = {"temperature": 0.0, "vllm_xargs": {"answer_tokens": len(self.reader.opening)}, "stop_token_ids": [self.reader.end_id]}
+        free = {"temperature": self.gen.temperature, "top_p": self.gen.top_p, "stop_token_ids": self.reader.end_ids}
+        return {"model": self.model, "prompt": self.reader.prompt_ids(messages), "max_tokens": max_tokens - len(self.reader.opening),
+                **(sampling if self.constrained else free)}
