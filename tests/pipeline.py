@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import common
+
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -19,6 +23,17 @@ def done(*command, cwd):
     result = run(*command, cwd=cwd)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
+
+
+def exit_code(step, *words):
+    """A step's main in this process, as a user calls it."""
+    before, sys.argv = sys.argv, [f"{step.__name__}.py", *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            common.run(step.main)
+    finally:
+        sys.argv = before
+    return stopped.value.code
 
 
 def copy_of_the_repo(folder):

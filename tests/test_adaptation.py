@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,9 +9,10 @@ import pytest
 import torch
 
 import evaluate_adaptation
-from common import UserError, run, write_json
+from common import UserError, write_json
 from dataset import IGNORED
 from evaluate_adaptation import adaptation_table, draw, entities_of, grown_region, records_of
+from pipeline import exit_code
 from tasks import load_task
 
 TASK = load_task()
@@ -36,14 +36,7 @@ def write(path, rows):
 
 
 def call(*words):
-    """evaluate_adaptation.main in this process, as a user calls it; its exit code."""
-    before, sys.argv = sys.argv, ["evaluate_adaptation.py", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            run(evaluate_adaptation.main)
-    finally:
-        sys.argv = before
-    return stopped.value.code
+    return exit_code(evaluate_adaptation, *words)
 
 
 # Drawing

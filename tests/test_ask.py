@@ -1,12 +1,12 @@
 """Asking about pairs without labels: answers and bare verdicts agree, ids come back, and wrong calls are told."""
 
 import json
-import sys
 
 import pytest
 
 import ask
-from common import ROOT, run
+from common import ROOT
+from pipeline import exit_code
 from tasks import load_task
 
 TASK = load_task()
@@ -14,13 +14,7 @@ PAIRS = ROOT / "src/tasks/crm/sample_pairs.jsonl"
 
 
 def call(*words):
-    before, sys.argv = sys.argv, ["ask.py", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            run(ask.main)
-    finally:
-        sys.argv = before
-    return stopped.value.code
+    return exit_code(ask, *words)
 
 
 @pytest.mark.slow

@@ -17,9 +17,10 @@ import eval_latency_throughput as bench
 import floor
 import make_report
 import report_shapes
-from common import ROOT, UserError, WorkFailed, run
+from common import ROOT, UserError, WorkFailed
 from constrained_decode import Answer, load_engine
 from load_test import Level, MicroBatches, Processes, closed_loop, open_loop
+from pipeline import exit_code
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 from test_endpoint import GOOD, Server, saying
@@ -209,14 +210,7 @@ def test_a_models_shape_is_counted_from_its_config():
 
 
 def call(*words):
-    """The step's main in this process, as a user calls it; its exit code."""
-    before, sys.argv = sys.argv, ["eval_latency_throughput.py", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            run(bench.main)
-    finally:
-        sys.argv = before
-    return stopped.value.code
+    return exit_code(bench, *words)
 
 
 @pytest.fixture(scope="module")
@@ -244,11 +238,7 @@ def test_the_shipped_model_is_measured_and_the_report_shows_it(rows, tmp_path, c
     manifest = json.loads(bench.manifest_path(out).read_text())
     assert (manifest["model"], manifest["backend"], manifest["floor"]["linear_parameters"] > 6e6) == ("steward_mini", "hf", True)
     assert not list(report_shapes.BENCHMARK_SHAPE.iter_errors(manifest))
-    before, sys.argv = sys.argv, ["make_report.py", "--reports", str(tmp_path)]
-    try:
-        make_report.main()
-    finally:
-        sys.argv = before
+    assert exit_code(make_report, "--reports", tmp_path) == 0
     assert "Steward mini" in (tmp_path / "latency.csv").read_text() and "p50" in (tmp_path / "index.html").read_text()
 
 

@@ -1,14 +1,14 @@
 """The speed report: contenders answer the same rows, ratios are taken within a repeat, and the table shows ratios alone."""
 
 import json
-import sys
 
 import pytest
 
 import measure_speed
-from common import ROOT, UserError, run
+from common import ROOT, UserError
 from marked_text import marker
 from measure_speed import MARK, ratios, speed_table
+from pipeline import exit_code
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
@@ -16,14 +16,7 @@ TASK = load_task()
 
 
 def call(*words):
-    """measure_speed.main in this process, as a user calls it; its exit code."""
-    before, sys.argv = sys.argv, ["measure_speed.py", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            run(measure_speed.main)
-    finally:
-        sys.argv = before
-    return stopped.value.code
+    return exit_code(measure_speed, *words)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Transfer: the metrics are the textbook's, every scorer sees the same rows, and the table holds nothing that no report holds."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 import constrained_decode
 import evaluate_transfer
 import transfer_baselines
-from common import UserError, run
+from common import UserError
 from evaluate_transfer import MARK, metrics, transfer_table
 from marked_text import marker
+from pipeline import exit_code
 from tasks import load_task
 from transfer_baselines import Scored, field_removed, robustness, without_kind
 
@@ -47,14 +47,7 @@ def write(path, lines):
 
 
 def call(*words):
-    """evaluate_transfer.main in this process, as a user calls it; its exit code."""
-    before, sys.argv = sys.argv, ["evaluate_transfer.py", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            run(evaluate_transfer.main)
-    finally:
-        sys.argv = before
-    return stopped.value.code
+    return exit_code(evaluate_transfer, *words)
 
 
 # Metrics
