@@ -15,6 +15,7 @@ import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from time import perf_counter
 
 from common import (
     Clock,
@@ -59,10 +60,11 @@ def main():
     rows = load_rows(existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first"), task)
     deck = Deck(rows, task)
     quiet_libraries()
+    # Of a model whose shape is not here nothing can be said.
     machine = apart(machine_of) if is_folder(args.model_path) and not args.endpoint and not args.no_floor else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with opened(args, task, config, deck.conversations) as (load, engine):
-        floor = Floor(machine, args, config, engine) if machine else None
+        floor = Floor(machine, args.model_path, engine) if machine else None
         levels, log = measured_levels(args, task, load, engine, deck, floor)
         write(args, task, config, clock, engine.facts, rows, levels, log, deck, floor)
     print(f"\n{table([*args.beside, args.out])}\n\nall numbers in {args.out}, every request in {requests_path(args.out)}")
@@ -213,31 +215,28 @@ def apart(work):
 
 
 class Floor:
-    """What this machine could do at best with this model; nothing is said of a model whose shape is not here."""
+    """What this machine allows this model."""
 
-    def __init__(self, machine, args, config, engine):
+    def __init__(self, machine, model_path, engine):
+        from transformers import AutoConfig
+
         import floor
 
-        self.floor, self.machine, self.shape = floor, machine, None
-        if is_folder(args.model_path) and not args.endpoint:
-            from transformers import AutoConfig
-
-            bytes_a_weight = {"float32": 4}.get(engine.facts.get("precision"), 2)
-            self.shape = floor.model_shape(AutoConfig.from_pretrained(args.model_path), bytes_a_weight, kv_bytes=bytes_a_weight)
+        bytes_a_number = {"float32": 4}.get(engine.facts.get("precision"), 2)
+        self.floor, self.machine = floor, machine
+        self.shape = floor.model_shape(AutoConfig.from_pretrained(model_path), bytes_a_number, kv_bytes=bytes_a_number)
 
     @property
     def facts(self):
-        return self.floor.facts(self.machine, self.shape) if self.shape else None
+        return self.floor.facts(self.machine, self.shape)
 
     def answers(self, n_rows, prompt_tokens, written_tokens):
         """(p50 in ms, requests a second)"""
-        if not self.shape or not n_rows:
-            return None, None
         seconds, rate = self.floor.answers_floor(self.machine, self.shape, n_rows, prompt_tokens, written_tokens)
         return 1000 * seconds, rate
 
     def verdicts_a_s(self, prompt_tokens):
-        return 1 / self.floor.prompt_s(self.machine, self.shape, prompt_tokens) if self.shape else None
+        return 1 / self.floor.prompt_s(self.machine, self.shape, prompt_tokens)
 
 
 def measured_levels(args, task, load, engine, deck, floor):
@@ -304,7 +303,7 @@ def validity(answered):
 
 def beside_floor(level, answered, rate, floor):
     best_p50 = best_rate = None
-    if floor:
+    if floor and level.concurrency:
         written = mean([one["completion_tokens"] - one["settled_tokens"] for one in answered])
         best_p50, best_rate = floor.answers(level.concurrency, mean([one["prompt_tokens"] for one in answered]), written)
     return {"floor_p50_ms": best_p50, "p50_of_floor": percentile(answered, "latency_s", 50) / best_p50 if best_p50 else None, "floor_req_per_s": best_rate,
@@ -313,8 +312,6 @@ def beside_floor(level, answered, rate, floor):
 
 def bulk(engine, deck, n, floor):
     """Verdicts alone, rows in the engine's own batches."""
-    from time import perf_counter
-
     list(engine.verdicts(deck.take(n)[1]))
     _, conversations = deck.take(n)
     start = perf_counter()

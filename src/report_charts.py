@@ -45,7 +45,7 @@ def of_benchmark(found):
     if not drawn:
         return ""
     limited = any(floor for *_, series in found for _, _, floor in series)
-    dashed = " A dashed line without marks is the limit that the hardware sets for the run of its colour." if limited else ""
+    dashed = " A dashed line without marks is what the hardware allows the run of its colour, one token a step." if limited else ""
     return (f'<p class="muted">Closed loops; all axes are logarithmic.{dashed}</p>{legend([name for name, *_ in found[0][-1]], "mark", least=1)}'
             + figures(*drawn, style="figures three"))
 

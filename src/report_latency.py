@@ -26,7 +26,7 @@ THROUGHPUT_CSV = [*LOAD_COLUMNS, "req_per_s", "output_tok_per_s", "prompt_tok_pe
                   "closed_at_budget_pct", "mask_overruled_pct", "floor_req_per_s", "req_per_s_of_floor_pct"]
 TABLE = ("Model", "Engine", "Load", "n", "p50 (ms)", "p95 (ms)", "p99 (ms)", "First token p50 (ms)", "Req/s", "Output tok/s", "Valid %", "p50 / floor")
 TABLE_NOTE = ("C is the number of requests kept open at once; n counts requests. p50 / floor says how many times longer an answer takes than "
-              "the time that the hardware needs at least; – stands for what was not measured.")
+              "what the hardware allows at one token a step; – stands for what was not measured.")
 MOST_LETTERS = 300
 
 

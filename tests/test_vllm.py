@@ -1,7 +1,6 @@
 """vLLM's worker played by the test: rows come, are read in pieces, move, swap, leave and come back, and every answer is valid. Where vLLM itself
 is installed its own classes and argument parser are used."""
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -232,9 +231,11 @@ def test_vllms_own_parser_takes_our_arguments(reader):
     assert (given.max_num_seqs, given.load_format, given.generation_config, given.stream_interval) == (64, "dummy", "vllm", 64)
 
 
-def test_a_missing_vllm_is_told_with_what_to_do(folder):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        pytest.skip(f"vLLM {importlib.metadata.version('vllm')} is installed here")
+def test_a_missing_vllm_is_told_with_what_to_do(folder, monkeypatch):
+    def not_here(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_here)
     with pytest.raises(UserError, match=r"not installed here.*requirements-gpu.txt"):
         vllm.load(folder, TASK, families.load_config("configs/standin.yaml", [f"model_id={folder}"]))
 

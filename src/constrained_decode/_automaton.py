@@ -60,13 +60,6 @@ class Automaton:
         inside, target = self.string[state], self.edges[state].get(byte, 0)
         return target, counter + self.begins_character(state, byte) if inside and self.string[target] == inside else 0
 
-    def walk(self, data):
-        """The state behind these bytes from the start; 0 where they leave the answer's path."""
-        state = self.start
-        for byte in data:
-            state = self.edges[state].get(byte, 0)
-        return state
-
 
 def compile_schema(schema):
     """The automaton of a schema; a schema that it cannot honour is refused with the path of the keyword."""

@@ -15,7 +15,7 @@ NAME = "grouped"
 ASKED_EVERY = 4         # steps; a question waits for the device, and steps behind the last answer's end are wasted
 WIDTHS = 128            # prompts are as wide as a multiple of this, so that few shapes serve them all
 PLACES = 8              # a cache's length is a multiple of this, as attention's kernels want it
-MOST_KEPT_BYTES = 12e9  # of caches; the shapes used longest ago go first
+KEPT_SHARE = 0.2        # of the device's memory may hold caches of other shapes; those used longest ago go first
 READ_AT_ONCE = 4        # rows whose prompts are read by a graph; of more the arithmetic takes longer than its launches
 
 
@@ -52,7 +52,10 @@ class Kept:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = config.num_hidden_layers, n_rows, config.num_key_value_heads, n_places, width
         self.keys, self.values, self.places = like.new_zeros(shape), like.new_zeros(shape), None
-        self.bytes = 2 * self.keys.numel() * self.keys.element_size()
+
+    @property
+    def bytes(self):
+        return self.keys.nbytes + self.values.nbytes
 
     def update(self, keys, values, layer, *_, **__):
         """While `places` is None a prompt is read, which attends to itself alone."""
@@ -222,17 +225,19 @@ class Shapes:
         self.n_behind, self.least_width = max(map(len, ids)) + guarantee.max_new_tokens, 0
         tensors = [[one + one[-1:] * (max(map(len, ids)) - len(one)) for one in ids], [len(one) for one in ids], states]
         settled = Settled(*(torch.tensor(values, device=model.device) for values in tensors))
-        quick = torch.compile(pick, dynamic=True) if model.device.type == "cuda" else pick
+        cuda = model.device.type == "cuda"
+        self.most_bytes = KEPT_SHARE * torch.cuda.get_device_properties(model.device).total_memory if cuda else float("inf")
+        quick = torch.compile(pick, dynamic=True) if cuda else pick
         self.made_of, self.kept = (model, guarantee, gen, opening, settled, end_id, quick), {}
 
     def of(self, prompts):
         """Buffers that hold these prompts and their answers."""
         n_rows, width = 1 << (len(prompts) - 1).bit_length(), self.width_of(prompts)
         if (n_rows, width) not in self.kept:
-            shape = Shape(*self.made_of, n_rows, width, -(-(width + self.n_behind) // PLACES) * PLACES)
-            while self.kept and shape.cache.bytes + sum(other.cache.bytes for other in self.kept.values()) > MOST_KEPT_BYTES:
+            # Room is made first: the new shape may need it.
+            while self.kept and sum(shape.cache.bytes for shape in self.kept.values()) > self.most_bytes:
                 self.kept.pop(next(iter(self.kept)))
-            self.kept[n_rows, width] = shape
+            self.kept[n_rows, width] = Shape(*self.made_of, n_rows, width, -(-(width + self.n_behind) // PLACES) * PLACES)
         # The one used last is the last to go.
         self.kept[n_rows, width] = self.kept.pop((n_rows, width))
         return self.kept[n_rows, width]

@@ -44,7 +44,7 @@ class Guarantee:
 
     def state_behind(self, ids):
         """The automaton's state behind tokens that stand before any free text; a space that a tokenizer puts before its first word is none."""
-        state = self.automaton.walk(b"".join(self.texts[token] or b"\0" for token in ids).lstrip(b" "))
+        state, _ = self.behind(ids)
         if not state:
             raise UserError("the answer's opening, as this tokenizer writes it, is not what the schema allows; is the task's label its schema's first key?")
         return state

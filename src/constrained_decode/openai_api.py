@@ -235,13 +235,11 @@ def reply_of(response, start):
         reply = Reply()
         reply.add(json.loads(response.read()))
         # A server may leave the list of choices empty only in a stream's last piece.
-        return reply if reply.finish_reason or reply.text else missing()
+        if not reply.finish_reason and not reply.text:
+            raise KeyError("choices")
+        return reply
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise Failure("not an answer: the server sent something else than a completion") from None
-
-
-def missing():
-    raise KeyError("choices")
 
 
 def streamed(response, start):

@@ -52,9 +52,9 @@ def serve(model_path, task, config, n_rows, more, log, constrained=True, random_
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
     check_installed()
     port, reader = _server.free_port(), Reader(model_path, task, config, constrained)
-    # A first token at once, the others together: their events would cost the server more than the tokens.
-    options = engine_options(reader, task, config, max(ROWS, n_rows), random_weights) | {"host": "127.0.0.1", "port": port,
-                                                                            "stream_interval": config.gen.max_new_tokens}
+    # Of a stream a first token at once, the others together: their events would cost the server more than the tokens.
+    address = {"host": "127.0.0.1", "port": port, "stream_interval": config.gen.max_new_tokens}
+    options = engine_options(reader, task, config, max(ROWS, n_rows), random_weights) | address
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options), *shlex.split(more)]
     with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT):
         yield f"http://127.0.0.1:{port}/v1", _server.facts("vllm", command)
