@@ -32,7 +32,11 @@ class Chat:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def prompt_ids(self, messages):
-        return self.ids(self.prompt_text(messages))
+        return self.prompts_ids([messages])[0]
+
+    def prompts_ids(self, conversations):
+        """Of many at once, which the tokenizer shares out over the processor's cores."""
+        return self.ids([self.prompt_text(messages) for messages in conversations]) if conversations else []
 
     def _render(self, messages, **options):
         return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)

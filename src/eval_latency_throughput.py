@@ -15,6 +15,7 @@ import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import fmean, median
 from time import perf_counter
 
 from common import (
@@ -286,7 +287,7 @@ def times(answered):
 
 
 def rates(answered, rate):
-    output_tokens, prompt_tokens = (mean([one[key] for one in answered]) for key in ("completion_tokens", "prompt_tokens"))
+    output_tokens, prompt_tokens = (fmean([one[key] for one in answered]) for key in ("completion_tokens", "prompt_tokens"))
     return {"req_per_s": rate, "output_tok_per_s": rate * output_tokens, "prompt_tok_per_s": rate * prompt_tokens, "prompt_tokens_mean": prompt_tokens,
             "output_tokens_mean": output_tokens}
 
@@ -296,16 +297,18 @@ def validity(answered):
     told = {key: all(one[key] is not None for one in answered) for key in ("overruled", "late")}
     own = [one["valid"] and not one["late"] and not one["overruled"] for one in answered]
     n_tokens = max(1, sum(one["completion_tokens"] for one in answered))
-    return {"json_valid_raw_pct": 100 * mean(own) if all(told.values()) else None, "json_valid_pct": 100 * mean([one["valid"] for one in answered]),
-            "closed_at_budget_pct": 100 * mean([one["late"] > 0 for one in answered]) if told["late"] else None,
+    return {"json_valid_raw_pct": 100 * fmean(own) if all(told.values()) else None, "json_valid_pct": 100 * fmean([one["valid"] for one in answered]),
+            "closed_at_budget_pct": 100 * fmean([one["late"] > 0 for one in answered]) if told["late"] else None,
             "mask_overruled_pct": 100 * sum(one["overruled"] for one in answered) / n_tokens if told["overruled"] else None}
 
 
 def beside_floor(level, answered, rate, floor):
     best_p50 = best_rate = None
     if floor and level.concurrency:
-        written = mean([one["completion_tokens"] - one["settled_tokens"] for one in answered])
-        best_p50, best_rate = floor.answers(level.concurrency, mean([one["prompt_tokens"] for one in answered]), written)
+        # Half the answers of a random model stop at the budget: the median answer is held against the floor of a median one.
+        prompts, written = [one["prompt_tokens"] for one in answered], [one["completion_tokens"] - one["settled_tokens"] for one in answered]
+        best_p50, _ = floor.answers(level.concurrency, median(prompts), median(written))
+        _, best_rate = floor.answers(level.concurrency, fmean(prompts), fmean(written))
     return {"floor_p50_ms": best_p50, "p50_of_floor": percentile(answered, "latency_s", 50) / best_p50 if best_p50 else None, "floor_req_per_s": best_rate,
             "req_per_s_of_floor_pct": 100 * rate / best_rate if best_rate else None}
 
@@ -318,15 +321,11 @@ def bulk(engine, deck, n, floor):
     found = list(engine.verdicts(conversations))
     seconds = perf_counter() - start
     chat = getattr(engine, "chat", None)
-    tokens = mean([len(chat.prompt_ids(messages)) for messages in conversations]) if chat else None
+    tokens = fmean([len(ids) for ids in chat.prompts_ids(conversations)]) if chat else None
     best = floor.verdicts_a_s(tokens) if floor and tokens else None
     return rounded(dict.fromkeys(MEASURES) | {
         "form": "verdicts", "n": len(found), "n_failed": 0, "req_per_s": n / seconds, "prompt_tok_per_s": tokens and tokens * n / seconds,
         "prompt_tokens_mean": tokens, "floor_req_per_s": best, "req_per_s_of_floor_pct": best and 100 * n / seconds / best})
-
-
-def mean(values):
-    return sum(values) / len(values)
 
 
 def percentile(requests, key, share):

@@ -167,7 +167,7 @@ class Plain:
     def __call__(self, conversations):
         import torch
 
-        prompts = [self.chat.prompt_ids(messages) for messages in conversations]
+        prompts = self.chat.prompts_ids(conversations)
         width = max(map(len, prompts))
         ids = torch.tensor([[self.chat.pad_id] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

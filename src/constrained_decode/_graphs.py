@@ -22,24 +22,37 @@ READ_AT_ONCE = 4        # rows whose prompts are read by a graph; of more the ar
 def grouped_attention():
     """Make `attn_implementation="grouped"` known to transformers."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, mask_where_needed)
     return NAME
 
 
+def mask_where_needed(*, q_length, kv_length, attention_mask=None, local_size=None, allow_is_causal_skip=True, **more):
+    """None where a prompt looks at itself alone: also while a graph is recorded, where transformers before 5.19 makes a mask."""
+    from transformers.masking_utils import sdpa_mask
+
+    if allow_is_causal_skip and attention_mask is None and q_length == kv_length and (local_size is None or kv_length < local_size):
+        return None
+    return sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, local_size=local_size,
+                     allow_is_causal_skip=allow_is_causal_skip, **more)
+
+
 def attend(module, query, key, value, attention_mask, scaling=None, **_):
-    """Attention that copies no keys or values for the queries that share them."""
+    """Attention that copies no keys or values for the queries that share them; a mask may hold a row for each of these already."""
     from torch.nn.functional import scaled_dot_product_attention
 
     n_rows, n_heads, n_queries, width = query.shape
     if attention_mask is None:
-        seen = scaled_dot_product_attention(query, key, value, is_causal=n_queries > 1, scale=scaling, enable_gqa=True)
+        order = {"is_causal": True} if n_queries > 1 else {}
+        seen = scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **order)
         return seen.transpose(1, 2), None
     n_shared = n_heads // key.shape[1]
-    mask = attention_mask.expand(n_rows, 1, n_queries, key.shape[2]).repeat(1, 1, n_shared, 1)
-    seen = scaled_dot_product_attention(query.reshape(n_rows, key.shape[1], n_shared * n_queries, width), key, value, attn_mask=mask, scale=scaling)
+    if attention_mask.shape[2] == n_queries:
+        attention_mask = attention_mask.expand(n_rows, 1, n_queries, key.shape[2]).repeat(1, 1, n_shared, 1)
+    together = query.reshape(n_rows, key.shape[1], n_shared * n_queries, width)
+    seen = scaled_dot_product_attention(together, key, value, attn_mask=attention_mask, scale=scaling)
     return seen.reshape(n_rows, n_heads, n_queries, width).transpose(1, 2), None
 
 
@@ -122,7 +135,7 @@ class Shape:
                     self.at.zero_()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=next(iter(self.graphs.values())).pool() if self.graphs else None):
+            with torch.cuda.graph(graph, pool=next(iter(self.graphs.values())).pool() if self.graphs else None, stream=aside):
                 step()
             self.graphs[step.__name__] = graph
 
@@ -184,8 +197,14 @@ class Shape:
         self._choose(logits[:, 0])
         self.place += 1
 
-    def _forward(self, ids, mask, positions, places):
+    def _forward(self, ids, seen, positions, places):
+        """seen: (row, 1, token, place). The mask is made as attention adds it, once for all layers."""
+        import torch
+
         self.cache.places = places
+        like = self.cache.keys
+        n_shared = self.model.config.get_text_config().num_attention_heads // like.shape[2]
+        mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf")).repeat(1, 1, n_shared, 1)
         return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True).logits
 
     def _choose(self, logits):
@@ -227,7 +246,7 @@ class Shapes:
         settled = Settled(*(torch.tensor(values, device=model.device) for values in tensors))
         cuda = model.device.type == "cuda"
         self.most_bytes = KEPT_SHARE * torch.cuda.get_device_properties(model.device).total_memory if cuda else float("inf")
-        quick = torch.compile(pick, dynamic=True) if cuda else pick
+        quick = torch.compile(pick) if cuda else pick
         self.made_of, self.kept = (model, guarantee, gen, opening, settled, end_id, quick), {}
 
     def of(self, prompts):

@@ -13,12 +13,12 @@ def read_prompts(model, prompts, n_last):
 
 
 def padded(prompts, device, n_rows=0, width=0):
-    """(ids, lengths) of prompts, repeated where more rows or a wider table are wanted."""
+    """(ids, lengths) of prompts, repeated where more rows or a wider table are wanted; on their way to a GPU that may still be busy."""
     import torch
 
     width, prompts = max(width, *map(len, prompts)), prompts + prompts[-1:] * (n_rows - len(prompts))
-    return (torch.tensor([prompt + prompt[-1:] * (width - len(prompt)) for prompt in prompts], device=device),
-            torch.tensor([len(prompt) for prompt in prompts], device=device))
+    tables = [prompt + prompt[-1:] * (width - len(prompt)) for prompt in prompts], [len(prompt) for prompt in prompts]
+    return [torch.tensor(table, pin_memory=device.type == "cuda").to(device, non_blocking=True) for table in tables]
 
 
 def read(model, ids, lengths, n_last, cache=None):

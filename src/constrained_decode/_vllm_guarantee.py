@@ -1,7 +1,7 @@
 """The guarantee inside vLLM's worker, as a logits processor of its first model runner.
 
-It masks, draws and advances by itself, on the device, and leaves the sampler a single token to choose: what was drawn is thus known without
-asking the host, which with vLLM's asynchronous scheduling would learn it a step too late.
+It masks, draws and advances by itself, on the device, and leaves the sampler no choice: what was drawn is thus known without asking the
+host, which with vLLM's asynchronous scheduling would learn it a step too late.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
 import dataset
 from constrained_decode._guarantee import Rows, guarantee_for
-from constrained_decode._sampling import drawn
+from constrained_decode._sampling import drawn, noise_for
+
+LARGEST = 1e30          # above every logit; whatever the sampler makes of it, the others' shares are 0
 
 
 @dataclass(eq=False)
@@ -36,7 +38,9 @@ class Guaranteed(LogitsProcessor):
         n_rows = vllm_config.scheduler_config.max_num_seqs
         self.rows, self.before = (Rows(*(torch.zeros(n_rows, dtype=torch.long, device=device) for _ in range(3))) for _ in range(2))
         self.held = torch.zeros(n_rows, dtype=torch.bool, device=device)
-        self.requests = [None] * n_rows
+        self.requests, self.pick = [None] * n_rows, self._picked
+        if torch.device(device).type == "cuda":
+            self._prepare(n_rows, model.get_vocab_size())
 
     @classmethod
     def validate_params(cls, sampling_params):
@@ -116,13 +120,33 @@ class Guaranteed(LogitsProcessor):
             return logits
         for request in filter(None, self.requests[:n]):
             request.n_drawn_at = len(request.written)
-        rows, held = Rows(self.rows.state[:n], self.rows.counter[:n], self.rows.left[:n]), self.held[:n]
-        allowed, *_ = self.guarantee.masked(logits.float(), rows)
-        chosen = drawn(allowed, self.temperature, self.top_p)
-        logits.masked_fill_(held[:, None], float("-inf"))
-        logits.scatter_(1, chosen[:, None], logits.gather(1, chosen[:, None]).masked_fill(held[:, None], 0.0))
-        behind = self.guarantee.advanced(rows, chosen)
-        for name in ("state", "counter", "left"):
-            getattr(self.before, name)[:n] = getattr(rows, name)
-            getattr(self.rows, name)[:n] = getattr(behind, name)
+        self._step(logits, n)
         return logits
+
+    def _step(self, logits, n):
+        """Draw for the first n rows, advance them, and lift what was drawn above all else: the sampler takes the largest."""
+        rows, held = Rows(self.rows.state[:n], self.rows.counter[:n], self.rows.left[:n]), self.held[:n]
+        chosen, *behind = self.pick(logits, rows.state, rows.counter, rows.left, noise_for(logits) if self.temperature else None)
+        logits.scatter_(1, chosen[:, None], logits.gather(1, chosen[:, None]).masked_fill(held[:, None], LARGEST))
+        for name, value in zip(("state", "counter", "left"), behind, strict=True):
+            getattr(self.before, name)[:n] = getattr(rows, name)
+            getattr(self.rows, name)[:n] = value
+
+    def _picked(self, logits, state, counter, left, noise):
+        """(a token for each row, and its state, counter and tokens left behind it)"""
+        rows = Rows(state, counter, left)
+        chosen = drawn(self.guarantee.masked(logits.float(), rows)[0], self.temperature, self.top_p, noise)
+        behind = self.guarantee.advanced(rows, chosen)
+        return chosen, behind.state, behind.counter, behind.left
+
+    def _prepare(self, n_rows, n_tokens):
+        """Compile the pick for every number of rows, so that no request waits for it."""
+        import torch
+
+        self.pick = torch.compile(self._picked)
+        with torch.inference_mode(), torch.random.fork_rng(devices=[self.device]):
+            for n in sorted({1, min(2, n_rows), n_rows}):
+                self._step(torch.zeros(n, n_tokens, device=self.device), n)
+        for slots in (self.rows, self.before):
+            for name in ("state", "counter", "left"):
+                getattr(slots, name).zero_()

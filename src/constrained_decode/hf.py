@@ -138,13 +138,23 @@ class Engine:
 
         asked = self._prompts(conversations)
         self.rope.fits(max(map(len, asked), default=0) + self.gen.max_new_tokens)
-        for positions, prompts in self._batches(asked):
-            if self.plain_head:
-                with torch.inference_mode():
-                    logits = read_prompts(self.model, [prompt + self.branch.opening for prompt in prompts], 1)[:, -1]
-                yield from zip(positions, label_shares(logits, self.branch, self.temperature), strict=True)
-            else:
+        if not self.plain_head:
+            for positions, prompts in self._batches(asked):
                 yield from zip(positions, verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature), strict=True)
+            return
+        before = None
+        for positions, prompts in self._batches(asked):
+            with torch.inference_mode():
+                logits = read_prompts(self.model, [prompt + self.branch.opening for prompt in prompts], 1)[:, -1]
+            # A device works on this batch while the one before is told.
+            if before:
+                yield from self._told(*before)
+            before = positions, logits
+        if before:
+            yield from self._told(*before)
+
+    def _told(self, positions, logits):
+        return zip(positions, label_shares(logits, self.branch, self.temperature), strict=True)
 
     def prepare(self, conversations):
         """Whatever is made once for batches of such prompts, so that no answer's time holds it."""
@@ -152,10 +162,10 @@ class Engine:
             import torch
 
             with torch.inference_mode():
-                self.shapes.prepare([max((self.chat.prompt_ids(messages) + self.branch.opening for messages in conversations), key=len)], self.batch_size)
+                self.shapes.prepare([max((prompt + self.branch.opening for prompt in self.chat.prompts_ids(conversations)), key=len)], self.batch_size)
 
     def _prompts(self, conversations):
-        prompts = [self.chat.prompt_ids(messages) for messages in conversations]
+        prompts = self.chat.prompts_ids(conversations)
         check_lengths(prompts, self.gen.max_new_tokens, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))
         return prompts
 

@@ -260,7 +260,7 @@ class Engine:
 
     def _batches(self, conversations):
         """Longest first: the first batch shows whether memory suffices."""
-        prompts = [self.chat.prompt_ids(messages) for messages in conversations]
+        prompts = self.chat.prompts_ids(conversations)
         check_lengths(prompts, self.gen.max_new_tokens, self.model.n_positions)
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
         for start in range(0, len(order), self.batch_size):

@@ -38,7 +38,9 @@ def load(model_path, task, config, batch_size=None, constrained=True, endpoint=N
 
 def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):
     """An engine for many threads that `ask`, unchecked."""
-    return Engine(model_path, load_task(task_name), config.gen, n_clients, constrained, endpoint)
+    engine = Engine(model_path, load_task(task_name), config.gen, n_clients, constrained, endpoint)
+    engine.tells_probabilities = False      # a server's log-probabilities cost time that other engines' answers do not
+    return engine
 
 
 class Failure(Exception):
@@ -76,7 +78,7 @@ def said(choice):
 
 
 class Engine:
-    path, opening = "/chat/completions", ""
+    path, opening, tells_probabilities = "/chat/completions", "", True
 
     def __init__(self, model, task, gen, concurrency, constrained, endpoint):
         import httpx2
@@ -130,7 +132,7 @@ class Engine:
     def _answer(self, messages, streams=False):
         start = time.perf_counter()
         try:
-            reply = self._asked(messages, self.gen.max_new_tokens, self.task.answer_schema if self.constrained else None, streams)
+            reply = self._asked(messages, self.gen.max_new_tokens, self.task.answer_schema if self.constrained else None, self.tells_probabilities, streams)
         except Failure as failure:
             self.outcomes[str(failure).split(":")[0]] += 1
             return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start, overruled=None, late=None)
@@ -144,24 +146,25 @@ class Engine:
     def _verdict(self, messages):
         """The verdict's probabilities from the first tokens; where the server tells none a run cannot go on."""
         try:
-            found = self._probabilities(self._asked(messages, VERDICT_TOKENS, self.task.answer_schema if self.constrained else None).tokens)
+            found = self._probabilities(self._asked(messages, VERDICT_TOKENS, self.task.answer_schema if self.constrained else None, True).tokens)
         except Failure as failure:
             raise UserError(f"{self.endpoint}: {failure}") from None
         if not found:
             raise UserError(f"{self.endpoint}: the server's answer holds no logprobs at the verdict; verdict probabilities need them")
         return found
 
-    def _body(self, messages, max_tokens, schema):
-        body = {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": self.gen.temperature, "top_p": self.gen.top_p,
-                "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    def _body(self, messages, max_tokens, schema, probabilities=False):
+        body = {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": self.gen.temperature, "top_p": self.gen.top_p}
+        if probabilities:
+            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if schema:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
         return body
 
-    def _asked(self, messages, max_tokens, schema, streams=False):
+    def _asked(self, messages, max_tokens, schema, probabilities=False, streams=False):
         """The server's reply to one request; busy servers are asked again, as late as they wish."""
         start = time.perf_counter()
-        body = self._body(messages, max_tokens, schema) | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
+        body = self._body(messages, max_tokens, schema, probabilities) | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
         return self._sent(body, start)
 
     def _sent(self, body, start):

@@ -31,7 +31,7 @@ ROWS = 64               # at a time, where nobody says more
 def load(model_path, task, config, batch_size=None, constrained=True):
     """An engine in this process."""
     check_installed()
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT if constrained else {})
     from vllm import LLM
 
     reader = Reader(model_path, task, config, constrained)
@@ -56,15 +56,16 @@ def serve(model_path, task, config, n_rows, more, log, constrained=True, random_
     address = {"host": "127.0.0.1", "port": port, "stream_interval": config.gen.max_new_tokens}
     options = engine_options(reader, task, config, max(ROWS, n_rows), random_weights) | address
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options), *shlex.split(more)]
-    with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT):
+    with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT if constrained else ()):
         yield f"http://127.0.0.1:{port}/v1", _server.facts("vllm", command)
 
 
 def engine_options(reader, task, config, n_rows, random_weights=False):
-    """What LLM and the server are both started with, under vLLM's own names."""
+    """What LLM and the server are both started with, under vLLM's own names. Without the guarantee it is vLLM as it comes."""
     guarantee = {"schema": task.answer_schema, "end_id": reader.end_id, "temperature": config.gen.temperature, "top_p": config.gen.top_p}
-    return {"model": reader.model, "max_num_seqs": n_rows, "max_model_len": reader.longest, "generation_config": "vllm", "seed": 0,
-            "logits_processors": [PROCESSOR], "additional_config": {"guarantee": guarantee}} | ({"load_format": "dummy"} if random_weights else {})
+    held = {"logits_processors": [PROCESSOR], "additional_config": {"guarantee": guarantee}} if reader.constrained else {}
+    return {"model": reader.model, "max_num_seqs": n_rows, "max_model_len": reader.longest, "generation_config": "vllm", "seed": 0, **held,
+            **({"load_format": "dummy"} if random_weights else {})}
 
 
 def arguments(options):
@@ -100,7 +101,7 @@ class Reader:
         return self.prompts([messages])[0]
 
     def prompts(self, conversations):
-        found = [self.chat.prompt_ids(messages) for messages in conversations]
+        found = self.chat.prompts_ids(conversations)
         check_lengths(found, self.budget, self.longest)
         return [ids + self.opening for ids in found]
 
@@ -144,7 +145,7 @@ class Engine:
 
     def verdicts(self, conversations):
         # Where nothing is constrained, the opening is read all the same: the verdict is decided behind it.
-        prompts = [self.chat.prompt_ids(messages) + self.reader.branch.opening for messages in conversations]
+        prompts = [prompt + self.reader.branch.opening for prompt in self.chat.prompts_ids(conversations)]
         for at, one in enumerate(self._verdicts(prompts)):
             yield at, self._shares(one)
 
@@ -216,7 +217,7 @@ class Client(openai_api.Engine):
             raise UserError(f"{self.endpoint}: none of the verdicts is among the {TOP_LOGPROBS} likeliest tokens; this model was not trained for them")
         return found
 
-    def _body(self, messages, max_tokens, schema):
+    def _body(self, messages, max_tokens, schema, probabilities=False):
         """What to draw by is the processor's matter, where it draws."""
         sampling = {"temperature": 0.0, "vllm_xargs": {"answer_tokens": len(self.reader.opening)}, "stop_token_ids": [self.reader.end_id]}
         free = {"temperature": self.gen.temperature, "top_p": self.gen.top_p, "stop_token_ids": self.reader.end_ids}
