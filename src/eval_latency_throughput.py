@@ -305,7 +305,7 @@ def validity(answered):
 def beside_floor(level, answered, rate, floor):
     best_p50 = best_rate = None
     if floor and level.concurrency:
-        # Half the answers of a random model stop at the budget: the median answer is held against the floor of a median one.
+        # The median answer is held against the floor of a median one, the rate against that of a mean one.
         prompts, written = [one["prompt_tokens"] for one in answered], [one["completion_tokens"] - one["settled_tokens"] for one in answered]
         best_p50, _ = floor.answers(level.concurrency, median(prompts), median(written))
         _, best_rate = floor.answers(level.concurrency, fmean(prompts), fmean(written))

@@ -1,6 +1,7 @@
 """Tables of the pretraining runs from their manifests: python src/measured_tables.py --runs docs/measured --into README.md
 
-Each run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/evaluate_transfer.py measured with it.
+Each run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/evaluate_transfer.py measured with it. In h200/ lie
+manifests of src/eval_latency_throughput.py, without what names this run's folders.
 """
 
 import argparse
@@ -17,10 +18,13 @@ ARMS = {
     "freetext": "reasonings in free prose instead of structured", "weight": "verdict token weighted 1 instead of 6",
 }
 
+LOADS = (1, 4, 8, 16, 64)       # requests at a time
+
 
 def main():
     args = parse_args()
-    tables = {"pretraining": pretraining_table(args.runs), "ablation": ablation_table(args.runs), "faithful": faithful_table(args.runs)}
+    tables = {"pretraining": pretraining_table(args.runs), "ablation": ablation_table(args.runs), "faithful": faithful_table(args.runs),
+              "gpu_speed": gpu_speed_table(args.runs / "h200")}
     for name, table in tables.items():
         marked_text.put(args.into, name, table)
 
@@ -77,6 +81,30 @@ def faithful_table(folder):
         lines.append(f"| {name} | {kpis['json_valid_pct']['n']:,} | {kpis['faithful_pct']['n']:,} | {shown(kpis['faithful_pct'])} "
                      f"| {shown(kpis['invented_pct'])} | {shown(kpis['json_valid_pct'])} |")
     return "\n".join(lines)
+
+
+def gpu_speed_table(folder):
+    """Every engine on every model's shape, by the benchmark's manifests."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: (path.stem.partition("_hf")[0].partition("_vllm")[0], path.stem))
+    if not paths:
+        raise UserError(f"{folder}: no manifest in it; src/eval_latency_throughput.py makes them")
+    lines = head("model, engine", "p50 ms, one at a time", "times the limit", *(f"req/s at {n}" if n == 1 else f"{n}" for n in LOADS),
+                 "% of the limit", "valid %", "verdicts/s", "% of the limit")
+    for path in paths:
+        facts = read_json(path)
+        at = {level["concurrency"] or level["form"]: level for level in facts["levels"]}
+        engine = {"hf": "Transformers", "vllm": "vLLM"}[facts["backend"]]
+        held = {"guaranteed": "ours", "unconstrained": "as it comes, no JSON asked for"}.get(facts["decoding"], "its own json_schema")
+        rates = (cell(at, n, "req_per_s", ".1f") for n in LOADS)
+        lines.append(f"| {facts['title']}, {engine} {held} | {cell(at, 1, 'p50_ms', ',.0f')} | {cell(at, 1, 'p50_of_floor', '.1f')} | {' | '.join(rates)} "
+                     f"| {cell(at, LOADS[-1], 'req_per_s_of_floor_pct', '.0f')} | {cell(at, max(set(LOADS) & set(at)), 'json_valid_pct', '.0f')} "
+                     f"| {cell(at, 'verdicts', 'req_per_s', '.0f')} | {cell(at, 'verdicts', 'req_per_s_of_floor_pct', '.0f')} |")
+    return "\n".join(lines)
+
+
+def cell(levels, load, key, form):
+    value = levels.get(load, {}).get(key)
+    return "" if value is None else format(value, form)
 
 
 def head(*columns):

@@ -343,3 +343,14 @@ def test_every_engine_offers_load_and_what_it_returns_answers(name):
         return      # a server that openai_api.py asks
     methods = {node.name for part in ast.walk(tree) if isinstance(part, ast.ClassDef) for node in part.body if isinstance(node, ast.FunctionDef)}
     assert {"answers", "verdicts"} <= methods
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fits", [True, False])
+def test_rope_is_fixed_before_anything_is_recorded(folder, conversations, monkeypatch, fits):
+    one, order = engine(folder), []
+    one.use_graphs()
+    monkeypatch.setattr(one.rope, "fits", lambda n_tokens: order.append("rope") or fits)
+    monkeypatch.setattr(one.shapes, "prepare", lambda *_: order.append("shapes"))
+    one.prepare(conversations)
+    assert order == (["rope", "shapes"] if fits else ["rope"])

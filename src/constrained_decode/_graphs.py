@@ -16,7 +16,7 @@ ASKED_EVERY = 4         # steps; a question waits for the device, and steps behi
 WIDTHS = 128            # prompts are as wide as a multiple of this, so that few shapes serve them all
 PLACES = 8              # a cache's length is a multiple of this, as attention's kernels want it
 KEPT_SHARE = 0.2        # of the device's memory may hold caches of other shapes; those used longest ago go first
-READ_AT_ONCE = 4        # rows whose prompts are read by a graph; of more the arithmetic takes longer than its launches
+READ_AT_ONCE = 16       # rows whose prompts are read by a graph; of more the arithmetic takes longer than its launches
 
 
 def grouped_attention():
@@ -164,7 +164,7 @@ class Shape:
         self.written[:, self.n_opening:self.n_opening + self.settled.ids.shape[1]] = self.settled.ids[self.label]
         self.at.copy_(self.n_opening + self.settled.n[self.label])
         self.rows.state.copy_(self.settled.state[self.label])
-        self.rows.state[len(prompts):] = self.guarantee.tables.done
+        self.rows.state[len(prompts):] = self.guarantee.done
         self.rows.counter.zero_()
         self.rows.left.copy_(self.guarantee.max_new_tokens - self.at)
         return self.logits[:len(prompts), -1]

@@ -30,7 +30,7 @@ class Guarantee:
         self.automaton, self.tables, self.texts, self.end_id, self.max_new_tokens, self.device = automaton, tables, texts, end_id, max_new_tokens, device
         for name in ("class_of", "next", "need", "fewest", "most", "inside", "added"):
             setattr(self, name, torch.as_tensor(getattr(tables, name), device=device).long())
-        self.leaves = torch.as_tensor(tables.leaves, device=device)
+        self.leaves, self.done = torch.as_tensor(tables.leaves, device=device), int(tables.done)
 
     def rows(self, n, state=None, spent=0):
         """n rows behind the same bytes."""
@@ -82,14 +82,14 @@ class Guarantee:
 
     def advanced(self, rows, tokens):
         """The rows behind one more token each; behind one that is not admitted a row stands nowhere."""
-        column, done = self.class_of[tokens], self.tables.done
+        column, done = self.class_of[tokens], self.done
         target, leaves, added = (table[rows.state, column] for table in (self.next, self.leaves, self.added))
         target = target.where(rows.state != done, done)     # what fills up a finished row
         counter = (rows.counter + added).where((self.inside[target] > 0) & ~leaves, 0)
         return Rows(target, counter, rows.left - 1)
 
     def is_done(self, rows):
-        return rows.state == self.tables.done
+        return rows.state == self.done
 
 
 def guarantee_for(schema, tokenizer, n_tokens, end_id, max_new_tokens, device):

@@ -161,8 +161,10 @@ class Engine:
         if self.shapes:
             import torch
 
-            with torch.inference_mode():
-                self.shapes.prepare([max((prompt + self.branch.opening for prompt in self.chat.prompts_ids(conversations)), key=len)], self.batch_size)
+            longest = max((prompt + self.branch.opening for prompt in self.chat.prompts_ids(conversations)), key=len)
+            if self.rope.fits(len(longest) + self.gen.max_new_tokens):
+                with torch.inference_mode():
+                    self.shapes.prepare([longest], self.batch_size)
 
     def _prompts(self, conversations):
         prompts = self.chat.prompts_ids(conversations)

@@ -1,0 +1,33 @@
+"""README's tables are those of the measured runs, and a figure that nobody measured leaves its cell empty."""
+
+import json
+
+import pytest
+
+import marked_text
+import measured_tables
+from common import ROOT, UserError
+
+RUNS = ROOT / "docs/measured"
+TABLES = {"pretraining": measured_tables.pretraining_table, "ablation": measured_tables.ablation_table, "faithful": measured_tables.faithful_table,
+          "gpu_speed": lambda runs: measured_tables.gpu_speed_table(runs / "h200")}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_readme_shows_what_was_measured(name):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, after = marked_text.around(ROOT / "README.md", name)
+    assert TABLES[name](RUNS) in text[len(before):len(text) - len(after)]
+
+
+def test_what_was_not_run_is_an_empty_cell(tmp_path):
+    facts = json.loads((RUNS / "h200/qwen3_4b_vllm.json").read_text(encoding="utf-8"))
+    facts["levels"] = [level for level in facts["levels"] if level["concurrency"] == 64]
+    (tmp_path / "qwen3_4b_vllm.json").write_text(json.dumps(facts), encoding="utf-8")
+    row = measured_tables.gpu_speed_table(tmp_path).splitlines()[-1]
+    assert row.startswith("| Qwen3-4B-Instruct, vLLM ours |  |  |  |  |  |  | 55.1 | 48 | 100 |  |  |"), row
+
+
+def test_a_folder_without_runs_says_who_makes_them(tmp_path):
+    with pytest.raises(UserError, match="eval_latency_throughput.py makes them"):
+        measured_tables.gpu_speed_table(tmp_path)
