@@ -166,6 +166,10 @@ class Engine:
                 with torch.inference_mode():
                     self.shapes.prepare([longest], self.batch_size)
 
+    def check_prompt(self, messages):
+        """A UserError where the model cannot read so much."""
+        self._prompts([messages])
+
     def _prompts(self, conversations):
         prompts = self.chat.prompts_ids(conversations)
         check_lengths(prompts, self.gen.max_new_tokens, getattr(self.model.config.get_text_config(), "max_position_embeddings", None))

@@ -101,10 +101,30 @@ class Engine:
         except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(f"{self.endpoint}/models: tells no model ({type(error).__name__}: {error}); is the server up? --model_path names a model") from None
 
+    def is_up(self):
+        """Whether the server answers at all."""
+        import httpx2
+
+        try:
+            return self.client.get(f"{self.endpoint}/models", timeout=5.0).status_code < 500
+        except httpx2.HTTPError:
+            return False
+
+    def _only_schema(self):
+        """The schema that a server says all its answers fit, as this project's own service does; None of any other."""
+        import httpx2
+
+        try:
+            return self.client.get(f"{self.endpoint}/models").json()["data"][0].get("answer_schema")
+        except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return None
+
     def check(self):
         """The server is there, knows the model, and obeys a schema that no model would follow unasked."""
         word = f"canary-{secrets.token_hex(4)}"
         schema = {"type": "object", "properties": {"sign": {"const": word}}, "required": ["sign"], "additionalProperties": False}
+        if self._only_schema() == self.task.answer_schema:
+            schema = self.task.answer_schema
         try:
             reply = self._asked([{"role": "user", "content": "Say hello."}], 40, schema if self.constrained else None)
         except Failure as failure:

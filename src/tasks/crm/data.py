@@ -43,6 +43,13 @@ def sorted_keys(value):
 SIDES = re.compile(r"\b(?:record ?_?[12]|(?:the )?(?:first|second|left|right|former|latter) (?:record|one|entry))\b", re.I)
 
 
+def field_evidence(case):
+    """How the two records agree, field by field, in words that a program can show."""
+    from tasks.crm.fields import evidence
+
+    return [{"field": one.words, "relation": one.relation, "record1": one.left, "record2": one.right} for one in evidence(case)]
+
+
 def swap(case):
     """The same question asked the other way round; the verdict should not change."""
     return {"record1": case["record2"], "record2": case["record1"]}

@@ -1,0 +1,235 @@
+"""The routes. `application()` builds the service from the settings that src/serve.py stored, in every worker process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+import jsonschema
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from common import parsed_answer, sha256_text
+from constrained_decode import load_engine
+from service import chat, contract, metrics, review
+from service.bodies import Refused, check_type, checked_pair, parsed, read_body
+from service.gate import Gate
+from service.line import Busy, Line, TooLong, Unanswered
+from service.settings import Settings, model_settings
+from tasks import load_task
+
+UPSTREAM_WORKERS = 64       # answers that a server elsewhere is asked for at a time
+BATCH_WINDOW = 64           # of a batch's pairs so many are in line at a time
+READY_EVERY_S = 5.0         # how long an upstream's last sign of life counts
+
+
+def application():
+    return build(Settings.stored())
+
+
+def build(settings):
+    service = Service(settings)
+
+    @contextlib.asynccontextmanager
+    async def life(app):
+        await asyncio.to_thread(service.start)
+        background = asyncio.create_task(service.reviews.answer_all()) if service.reviews else None
+        yield
+        service.line.close()
+        if background:
+            background.cancel()
+
+    app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, redoc_url=None)
+    app.state.service = service
+    add_routes(app, service)
+    chat.add_routes(app, service)
+    review.add_routes(app, service)
+    app.add_exception_handler(Refused, refused)
+    app.add_middleware(Gate, settings=settings)
+    contract.describe(app, settings)
+    return app
+
+
+async def refused(request, error):
+    return JSONResponse({"error": error.words}, error.status, headers=getattr(error, "headers", None))
+
+
+class Service:
+    """The model and the line before it."""
+
+    def __init__(self, settings):
+        self.settings, self.limits, self.task = settings, settings.limits, load_task(settings.task)
+        self.schema = jsonschema.Draft202012Validator(self.task.answer_schema)
+        self.engine = self.line = self.reviews = None
+        self.last_sign_s, self.fingerprint = 0.0, fingerprint(settings)
+
+    def start(self):
+        """Load the model, or find its server; seconds to minutes."""
+        if self.settings.upstream:
+            self.engine = load_engine("openai_api").connect(self.settings.model_path, self.settings.task, model_settings(self.settings),
+                                                            self.settings.upstream, UPSTREAM_WORKERS)
+            self.engine.tells_probabilities = True
+            n_workers, at_once = UPSTREAM_WORKERS, 1
+        else:
+            engine = load_engine(self.settings.backend)
+            self.engine = engine.load(self.settings.model_path, self.task, model_settings(self.settings), self.settings.batch_size)
+            n_workers, at_once = 1, self.engine.batch_size
+        self.line = Line(self.engine, self.limits.most_waiting, n_workers, at_once)
+        if self.settings.review_folder:
+            self.reviews = review.Reviews(self, self.settings.review_folder, self.settings.review_pairs)
+        metrics.QUEUE.set_function(lambda: len(self.line)) if not os.environ.get("PROMETHEUS_MULTIPROC_DIR") else None
+
+    @property
+    def identity(self):
+        """Which model answers, for decisions and kept answers."""
+        return f"{self.settings.upstream or ''}{Path(self.settings.model_path).name}:{self.fingerprint[:12]}"
+
+    async def is_ready(self):
+        """Whether the next request would be answered: the model is loaded, its server gives a sign of life."""
+        if self.line is None or not self.line.is_open:
+            return False
+        if not self.settings.upstream or time.monotonic() - self.last_sign_s < READY_EVERY_S:
+            return True
+        if await asyncio.to_thread(self.engine.is_up):
+            self.last_sign_s = time.monotonic()
+            return True
+        return False
+
+    async def match(self, pair):
+        """(the answer's object, the engine's Answer), or Refused."""
+        answer = await self.answered(self.task.messages(pair))
+        told = parsed_answer(answer.text, self.schema)
+        if told is None:
+            metrics.FAILED.labels("not valid").inc()
+            raise Refused(502, "the model's server sent no answer that fits the schema")
+        metrics.VERDICTS.labels(told[self.task.label_key]).inc()
+        metrics.CLOSED.inc(bool(answer.late))
+        return told, answer
+
+    async def answered(self, messages):
+        """The engine's Answer to a conversation, every way in which there is none told as the client should hear it."""
+        start = time.monotonic()
+        try:
+            answer = await self.line.answer(messages, self.limits.timeout_s)
+        except Busy as error:
+            raise too_busy(error, self.line.is_open) from None
+        except TooLong:
+            raise Refused(413, "the records are longer than the model can read") from None
+        except TimeoutError:
+            metrics.FAILED.labels("timeout").inc()
+            raise Refused(504, f"no answer within {self.limits.timeout_s:g} s") from None
+        except Unanswered:
+            metrics.FAILED.labels("engine").inc()
+            raise Refused(502, "the model could not answer") from None
+        if answer.finish_reason.startswith("failed"):
+            why = answer.finish_reason.split(": ")[1]
+            metrics.FAILED.labels(why).inc()
+            raise Refused(504 if why == "timeout" else 502, f"the model's server did not answer: {why}")
+        metrics.MODEL_SECONDS.observe(time.monotonic() - start)
+        return answer
+
+    def detail(self, pair, answer):
+        evidence = getattr(self.task.module("data"), "field_evidence", None)
+        return {"probabilities": answer.probabilities and {label: round(share, 4) for label, share in answer.probabilities.items()},
+                "closed_at_budget": bool(answer.late)} | ({"evidence": evidence(pair)} if evidence else {})
+
+
+def fingerprint(settings):
+    """Of the model's files, where they are here."""
+    from predict import model_identity
+
+    return sha256_text(json.dumps(model_identity(settings.model_path)))
+
+
+def too_busy(error, is_open):
+    refusal = Refused(429 if is_open else 503, "too many requests are waiting" if is_open else "the service is going down")
+    refusal.headers = {"Retry-After": str(error.after_s)}
+    return refusal
+
+
+def add_routes(app, service):
+    @app.get("/healthz", **contract.HEALTHZ)
+    async def healthz():
+        return {"status": "ok"}
+
+    @app.get("/readyz", **contract.READYZ)
+    async def readyz():
+        ready = await service.is_ready()
+        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    @app.get("/metrics", **contract.METRICS)
+    async def prometheus():
+        return Response(metrics.text(os.environ.get("PROMETHEUS_MULTIPROC_DIR")), media_type="text/plain; version=0.0.4")
+
+    @app.post("/match", **contract.MATCH)
+    async def match(request: Request, detail: bool = False):
+        check_type(request)
+        body = await read_body(request, service.limits.most_body_bytes)
+        pair = checked_pair(parsed(body), service.limits)
+        told, answer = await service.match(pair)
+        request.state.log = {"bytes": len(body), "result": told[service.task.label_key]} | ({"pair": pair} if service.settings.log_records else {})
+        if service.reviews and service.settings.keep_traffic:
+            service.reviews.offer(pair, told=told | {"probabilities": answer.probabilities})
+        return JSONResponse(told | (service.detail(pair, answer) if detail else {}))
+
+    @app.post("/match/batch", **contract.BATCH)
+    async def batch(request: Request, detail: bool = False):
+        check_type(request)
+        body = await read_body(request, service.limits.most_batch_bytes)
+        pairs = pairs_of(body)
+        request.state.log = {"bytes": len(body), "pairs": len(pairs)}
+        return StreamingResponse(streamed(service, pairs, detail), media_type="application/x-ndjson")
+
+
+def pairs_of(body):
+    """The pairs of a list, or of one pair a line; a line that cannot be read keeps its place as the Refused that it raised."""
+    if body.lstrip()[:1] == b"[":
+        found = parsed(body)
+    else:
+        found = []
+        for line in filter(bytes.strip, body.split(b"\n")):
+            try:
+                found.append(parsed(line))
+            except Refused as error:
+                found.append(error)
+    if not found:
+        raise Refused(422, "no pair in it: a list of pairs or one pair a line is wanted")
+    return found
+
+
+async def streamed(service, pairs, detail):
+    """One line of JSON a pair, in order; what is wrong with one says so in its place."""
+    under_way = deque()
+    try:
+        for pair in pairs:
+            under_way.append(asyncio.create_task(one_of_batch(service, pair, detail)))
+            if len(under_way) == BATCH_WINDOW:
+                yield line_of(await under_way.popleft())
+        while under_way:
+            yield line_of(await under_way.popleft())
+    finally:
+        # A client that has gone leaves the line too.
+        for task in under_way:
+            task.cancel()
+
+
+def line_of(value):
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+async def one_of_batch(service, pair, detail):
+    while True:
+        try:
+            if isinstance(pair, Refused):
+                raise pair
+            pair = checked_pair(pair, service.limits)
+            told, answer = await service.match(pair)
+            return told | (service.detail(pair, answer) if detail else {})
+        except Refused as error:
+            # A batch waits for its turn; single requests are turned away.
+            if error.status != 429:
+                return {"error": error.words, "status": error.status}
+            await asyncio.sleep(0.1)

@@ -1,0 +1,84 @@
+"""What clients send, read strictly and within limits: a refusal says what was wrong and never repeats what was sent."""
+
+import json
+
+from common import parse_json
+
+JSON_TYPES = ("application/json", "application/x-ndjson", "application/jsonl")
+
+
+class Refused(Exception):
+    """A request that is answered with an error of the client's."""
+
+    def __init__(self, status, words):
+        super().__init__(words)
+        self.status, self.words = status, words
+
+
+async def read_body(request, most_bytes):
+    """The body, given up as soon as it is larger than allowed, whatever its headers say."""
+    parts, n_bytes = [], 0
+    async for part in request.stream():
+        n_bytes += len(part)
+        if n_bytes > most_bytes:
+            raise Refused(413, f"the body is larger than {most_bytes:,} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def check_type(request):
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in JSON_TYPES:
+        raise Refused(415, "the body must be application/json")
+
+
+def parsed(body):
+    """The JSON value of a body; NaN, repeated keys, broken UTF-8 and endless nesting are errors."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(400, f"not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise Refused(400, f"not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise Refused(400, "not JSON that can be read: nested too deeply") from None
+    except ValueError:
+        raise Refused(400, "not strict JSON: NaN, an infinite number or a key twice in one object") from None
+
+
+def checked_pair(value, limits):
+    """A pair of records, or what is wrong with it."""
+    if not isinstance(value, dict):
+        raise Refused(422, f"an object with record1 and record2 is wanted, found {kind_of(value)}")
+    missing = [name for name in ("record1", "record2") if name not in value]
+    if missing:
+        raise Refused(422, f"{' and '.join(missing)} missing")
+    if len(value) > 2:
+        raise Refused(422, "only record1 and record2 are read; there are other keys")
+    for name in ("record1", "record2"):
+        record = value[name]
+        if not isinstance(record, dict):
+            raise Refused(422, f"{name} must be an object, found {kind_of(record)}")
+        n_fields, depth = size_of(record)
+        if n_fields > limits.most_fields:
+            raise Refused(422, f"{name} has {n_fields:,} fields; {limits.most_fields} are read")
+        if depth > limits.most_levels:
+            raise Refused(422, f"{name} is nested {depth} levels deep; {limits.most_levels} are read")
+    return value
+
+
+def kind_of(value):
+    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+
+
+def size_of(value):
+    """(fields and list items at all levels, levels)"""
+    n, deepest, waiting = 0, 0, [(value, 1)]
+    while waiting:
+        one, level = waiting.pop()
+        inner = one.values() if isinstance(one, dict) else one
+        n, deepest = n + len(one), max(deepest, level)
+        waiting += [(item, level + 1) for item in inner if isinstance(item, dict | list)]
+    return n, deepest

@@ -1,0 +1,151 @@
+"""The line in which requests wait for the model. It has a length: whoever comes when it is full is turned away at once, with a time to come again.
+
+Worker threads take from it. An engine in this process has one, which answers whatever waits as one batch; a server elsewhere has many, each
+asking for one answer, and does its own batching.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from common import UserError
+
+LINGER_S = 0.002        # how long a batch waits for one more of as many as there were the last time
+RECENT = 50             # answers whose time tells how long the line takes
+
+
+class Busy(Exception):
+    """The line is full, or the service is going down; `after_s` says when to come again."""
+
+    def __init__(self, after_s):
+        super().__init__("too many requests are waiting")
+        self.after_s = after_s
+
+
+class TooLong(Exception):
+    """The model cannot read so much."""
+
+
+class Unanswered(Exception):
+    """The engine failed; the words are for an operator and hold no record text."""
+
+
+@dataclass
+class Waiting:
+    messages: list
+    loop: object
+    future: object
+    since: float = field(default_factory=time.monotonic)
+
+    def tell(self, result):
+        """Hand the result over, from a worker's thread; whoever has stopped waiting gets nothing."""
+        self.loop.call_soon_threadsafe(self._settle, result)
+
+    def _settle(self, result):
+        if self.future.done():
+            return
+        if isinstance(result, Exception):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+
+class Line:
+    def __init__(self, engine, most_waiting, n_workers=1, most_at_once=1):
+        self.engine, self.most_waiting, self.most_at_once = engine, most_waiting, most_at_once
+        self.waiting, self.n_working, self.is_open, self.last_batch = deque(), 0, True, 1
+        self.changed, self.recent = threading.Condition(), deque(maxlen=RECENT)
+        self.n_workers = n_workers
+        for _ in range(n_workers):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def __len__(self):
+        return len(self.waiting)
+
+    async def answer(self, messages, timeout_s):
+        """The model's Answer, or Busy, TooLong, Unanswered, TimeoutError."""
+        loop = asyncio.get_running_loop()
+        mine = Waiting(messages, loop, loop.create_future())
+        with self.changed:
+            if not self.is_open or len(self.waiting) >= self.most_waiting:
+                raise Busy(self.wait_s())
+            self.waiting.append(mine)
+            self.changed.notify()
+        try:
+            return await asyncio.wait_for(mine.future, timeout_s)
+        finally:
+            if not mine.future.done() or mine.future.cancelled():
+                self._leave(mine)
+
+    def wait_s(self):
+        """Whole seconds after which the line, as long as it is now, will have moved on."""
+        each = sum(self.recent) / len(self.recent) if self.recent else 0.1
+        return max(1, math.ceil(each * len(self.waiting)))
+
+    def close(self):
+        """Let nobody in any more; who waits is still answered."""
+        self.is_open = False
+
+    def _leave(self, mine):
+        with self.changed:
+            if mine in self.waiting:
+                self.waiting.remove(mine)
+
+    def _take(self):
+        """The next batch: what waits, and for a moment as many as the last time."""
+        with self.changed:
+            while not self.waiting:
+                self.changed.wait()
+            wanted = min(self.last_batch, self.most_at_once)
+            while len(self.waiting) < wanted and self.changed.wait(LINGER_S):
+                pass
+            batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most_at_once))]
+            self.last_batch = len(batch)
+            self.n_working += len(batch)
+        return [one for one in batch if not one.future.done()], len(batch)
+
+    def _work(self):
+        while True:
+            batch, n_taken = self._take()
+            start = time.monotonic()
+            try:
+                self._answer(batch)
+            except UserError as error:
+                tell_all(batch, TooLong(str(error)) if len(batch) == 1 else Unanswered(str(error)))
+            except Exception as error:
+                tell_all(batch, Unanswered(type(error).__name__))
+            finally:
+                with self.changed:
+                    self.n_working -= n_taken
+            if batch:
+                self.recent.append((time.monotonic() - start) / len(batch) / self.n_workers)
+
+    def _answer(self, batch):
+        if hasattr(self.engine, "ask"):
+            for one in batch:
+                one.tell(self.engine.ask(one.messages))
+            return
+        fitting, too_long = self._sorted_out(batch)
+        for one, words in too_long:
+            one.tell(TooLong(words))
+        for at, answer in self.engine.answers([one.messages for one in fitting]) if fitting else ():
+            fitting[at].tell(answer)
+
+    def _sorted_out(self, batch):
+        """(those whose prompts the model can read, the others with what is wrong): one long prompt must not fail its batch."""
+        fitting, too_long = [], []
+        for one in batch:
+            try:
+                self.engine.check_prompt(one.messages)
+                fitting.append(one)
+            except UserError as error:
+                too_long.append((one, str(error)))
+        return fitting, too_long
+
+
+def tell_all(batch, result):
+    for one in batch:
+        one.tell(result)

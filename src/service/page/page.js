@@ -1,0 +1,320 @@
+// The review page. What comes from records is only ever put into the page as text.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const WORDS = { same: "= same", similar: "\u2248 similar", different: "\u2260 different", left_only: "only in A", right_only: "only in B" };
+const KINDS = { left_only: "missing", right_only: "missing" };
+const state = { card: null, labels: [], since: 0, chosen: null, busy: false };
+
+function element(tag, text, attributes = {}) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+async function ask(path, body) {
+  const headers = { "content-type": "application/json" };
+  const key = sessionStorage.getItem("key");
+  if (key) headers.authorization = `Bearer ${key}`;
+  const response = await fetch(path, body === undefined ? { headers } : { method: "POST", headers, body: JSON.stringify(body) });
+  const told = await response.json().catch(() => ({ error: `the service answered ${response.status}` }));
+  if (response.status === 401) $("key-label").hidden = false;
+  if (!response.ok) throw new Error(told.error || `the service answered ${response.status}`);
+  return told;
+}
+
+function say(words, isError = false) {
+  $("message").textContent = words;
+  $("message").className = isError ? "error" : "";
+}
+
+// One thing at a time: a key held down must not decide the next pair unseen.
+async function once(work) {
+  if (state.busy) return;
+  state.busy = true;
+  try {
+    await work();
+  } catch (error) {
+    say(error.message === "Failed to fetch" ? "the service cannot be reached; nothing was saved" : error.message, true);
+  } finally {
+    state.busy = false;
+  }
+}
+
+async function next() {
+  const told = await ask("/review/next");
+  state.labels = told.labels;
+  showProgress(told.progress);
+  showCard(told.card);
+  if (!told.card) {
+    const open = told.progress.pairs - told.progress.answered;
+    say(open ? `${open} pairs wait for the model's answer` : told.progress.pairs ? "All pairs are decided." : "No pair to review yet.");
+    if (open || !told.progress.pairs) setTimeout(() => state.card || once(next), 1500);
+  }
+  await showStatistics();
+}
+
+function showProgress(progress) {
+  $("progress").max = Math.max(1, progress.pairs);
+  $("progress").value = progress.decided;
+  const unread = progress.unreadable ? `, ${progress.unreadable} too long for the model` : "";
+  $("progress-words").textContent = `${progress.decided} of ${progress.pairs} decided${unread}`;
+}
+
+function showCard(card) {
+  state.card = card;
+  state.since = performance.now();
+  state.chosen = null;
+  $("card").hidden = !card;
+  $("correction").hidden = true;
+  if (!card) return;
+  $("card-title").textContent = card.id === null ? "Are these the same?" : `Are these the same? (${card.id})`;
+  showRows();
+  showVerdict(!$("blind").checked);
+  $("choices").replaceChildren(...state.labels.map((label, at) => {
+    const button = element("button", `${label} `, { type: "button" });
+    button.append(element("kbd", String(at + 1)));
+    if (!$("blind").checked && label === card.result) button.classList.add("models");
+    button.addEventListener("click", () => choose(label));
+    return button;
+  }));
+}
+
+function showRows() {
+  const onlyDifferent = $("differences").checked;
+  const shown = state.card.rows.filter((row) => !onlyDifferent || row.relation !== "same");
+  $("rows").replaceChildren(...shown.map(rowOf));
+  const hidden = state.card.rows.length - shown.length;
+  $("hidden-rows").textContent = hidden ? `${hidden} equal ${hidden === 1 ? "field is" : "fields are"} hidden` : "";
+}
+
+function rowOf(row) {
+  const made = element("tr");
+  made.dataset.field = row.field;
+  made.append(element("th", row.field, { scope: "row" }));
+  const marks = row.relation === "same" || !row.record1 || !row.record2 ? [[], []] : differing(row.record1, row.record2);
+  made.append(valueCell(row.record1, marks[0], "A"), valueCell(row.record2, marks[1], "B"));
+  const compared = element("td");
+  compared.append(element("span", WORDS[row.relation], { class: `chip ${KINDS[row.relation] || row.relation}` }));
+  made.append(compared);
+  return made;
+}
+
+function valueCell(text, marked, side) {
+  const cell = element("td", undefined, { "data-side": side });
+  if (!text) {
+    cell.append(element("span", "not given", { class: "empty" }));
+    return cell;
+  }
+  const letters = [...text];
+  for (let at = 0; at < letters.length;) {
+    const on = Boolean(marked[at]);
+    let end = at;
+    while (end < letters.length && Boolean(marked[end]) === on) end += 1;
+    const part = letters.slice(at, end).join("");
+    cell.append(on ? element("mark", part) : document.createTextNode(part));
+    at = end;
+  }
+  return cell;
+}
+
+// Which letters of two texts are not in their longest common subsequence; long texts are marked by words.
+function differing(left, right) {
+  const a = [...left.toLowerCase()], b = [...right.toLowerCase()];
+  if (a.length * b.length > 250000) return [[], []];
+  const longest = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+  for (let i = a.length - 1; i >= 0; i -= 1) {
+    for (let j = b.length - 1; j >= 0; j -= 1) {
+      longest[i][j] = a[i] === b[j] ? longest[i + 1][j + 1] + 1 : Math.max(longest[i + 1][j], longest[i][j + 1]);
+    }
+  }
+  const marks = [new Array(a.length).fill(true), new Array(b.length).fill(true)];
+  for (let i = 0, j = 0; i < a.length && j < b.length;) {
+    if (a[i] === b[j]) {
+      marks[0][i] = marks[1][j] = false;
+      i += 1;
+      j += 1;
+    } else if (longest[i + 1][j] >= longest[i][j + 1]) {
+      i += 1;
+    } else {
+      j += 1;
+    }
+  }
+  return marks;
+}
+
+function showVerdict(open) {
+  $("verdict").hidden = !open;
+  $("blind-note").hidden = open;
+  if (!open) return;
+  const card = state.card, shares = card.probabilities || {};
+  $("model-result").textContent = card.result;
+  $("model-share").textContent = card.result in shares ? `(${percent(shares[card.result])})` : "";
+  $("reasoning").replaceChildren(...linked(card.reasoning, card.rows));
+  $("shares").replaceChildren(...Object.entries(shares).map(([label, share]) => {
+    const pair = element("div");
+    pair.append(element("dt", label), element("dd", percent(share)));
+    return pair;
+  }));
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+// The reasoning with each field that it names as a link to the field's row.
+function linked(text, rows) {
+  const names = rows.map((row) => row.field).sort((a, b) => b.length - a.length).map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  if (!names.length) return [document.createTextNode(text)];
+  const parts = [];
+  let last = 0;
+  for (const found of text.matchAll(new RegExp(`(?<![\\p{L}\\p{N}_])(?:${names.join("|")})(?![\\p{L}\\p{N}_])`, "giu"))) {
+    const link = element("a", found[0], { href: "#card" });
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      point(found[0].toLowerCase());
+    });
+    parts.push(document.createTextNode(text.slice(last, found.index)), link);
+    last = found.index + found[0].length;
+  }
+  return [...parts, document.createTextNode(text.slice(last))];
+}
+
+function point(field) {
+  if ($("differences").checked && ![...$("rows").children].some((row) => row.dataset.field.toLowerCase() === field)) {
+    $("differences").checked = false;
+    showRows();
+  }
+  for (const row of $("rows").children) {
+    const is = row.dataset.field.toLowerCase() === field;
+    row.classList.toggle("pointed", is);
+    if (is) row.scrollIntoView({ block: "nearest" });
+  }
+}
+
+function choose(label) {
+  if (!state.card || !hasName()) return;
+  if (label === state.card.result) {
+    once(() => decide(label, null));
+    return;
+  }
+  state.chosen = label;
+  showVerdict(true);
+  $("own-result").textContent = label;
+  $("other-result").textContent = state.card.result;
+  $("reason-words").value = "";
+  $("correction").hidden = false;
+  $("reason").focus();
+}
+
+function hasName() {
+  if ($("reviewer").value.trim()) return true;
+  say("Give your name first; it stands beside your decisions.", true);
+  $("reviewer").focus();
+  return false;
+}
+
+async function decide(label, reason) {
+  const card = state.card, seconds = Math.round((performance.now() - state.since) / 100) / 10;
+  const told = await ask("/review/decide", {
+    pair: card.pair, action: "decide", verdict: label, reason, reviewer: $("reviewer").value.trim(), seconds, blind: $("blind").checked,
+  });
+  const blind = $("blind").checked ? `; the model said ${card.result}` : "";
+  say(`${label} saved as decision ${told.n} (${told.action === "accept" ? "accepted" : "corrected"}${blind}).`);
+  await next();
+  $("card").focus({ preventScroll: true });
+}
+
+function skip() {
+  if (!state.card || !hasName()) return;
+  once(async () => {
+    await ask("/review/decide", { pair: state.card.pair, action: "skip", reviewer: $("reviewer").value.trim() });
+    say("Skipped; it comes again at the end.");
+    await next();
+  });
+}
+
+function undo() {
+  if (!hasName()) return;
+  once(async () => {
+    const told = await ask("/review/undo", { reviewer: $("reviewer").value.trim() });
+    showProgress(told.progress);
+    if (told.card) showCard(told.card);
+    say("Taken back; the pair is open again.");
+    await showStatistics();
+  });
+}
+
+async function showStatistics() {
+  const told = await ask("/review/statistics");
+  if (!told.decided) {
+    $("statistics").replaceChildren(element("p", "No decision yet."));
+    return;
+  }
+  const time = told.seconds_median === null ? "" : `, ${told.seconds_median.toFixed(1)} s a pair (median)`;
+  const words = element("p", `${told.decided} decided, ${percent(told.agreement)} as the model said${time}.`);
+  const table = element("table");
+  table.append(element("caption", "The model's verdicts by line, yours by column"));
+  const head = element("tr");
+  head.append(element("th", "Model", { scope: "col" }), ...told.labels.map((label) => element("th", label, { scope: "col" })));
+  const top = element("thead"), body = element("tbody");
+  top.append(head);
+  told.matrix.forEach((counts, at) => {
+    const row = element("tr");
+    row.append(element("th", told.labels[at], { scope: "row" }), ...counts.map((count) => element("td", String(count))));
+    body.append(row);
+  });
+  table.append(top, body);
+  $("statistics").replaceChildren(words, table);
+}
+
+$("correction").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const reason = [$("reason").value, $("reason-words").value.trim()].filter(Boolean).join(": ");
+  once(() => decide(state.chosen, reason));
+});
+$("back").addEventListener("click", leaveCorrection);
+$("skip").addEventListener("click", skip);
+$("undo").addEventListener("click", undo);
+$("help-button").addEventListener("click", () => $("help").showModal());
+$("differences").addEventListener("change", () => state.card && showRows());
+$("blind").addEventListener("change", () => state.card && showCard(state.card));
+$("settings").addEventListener("submit", (event) => event.preventDefault());
+$("reviewer").addEventListener("change", () => localStorage.setItem("reviewer", $("reviewer").value.trim()));
+$("key").addEventListener("change", () => {
+  sessionStorage.setItem("key", $("key").value);
+  once(next);
+});
+
+function leaveCorrection() {
+  $("correction").hidden = true;
+  state.chosen = null;
+  showVerdict(!$("blind").checked);
+  $("card").focus({ preventScroll: true });
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || $("help").open) return;
+  const typing = event.target.matches("input:not([type=checkbox]), select, textarea");
+  if (event.key === "Escape" && !$("correction").hidden) leaveCorrection();
+  if (event.key === "Enter" && typing && event.target.closest("#correction") && event.target.matches("select")) {
+    event.preventDefault();
+    $("correction").requestSubmit();
+    return;
+  }
+  if (typing || !$("correction").hidden) return;
+  const keys = { s: skip, u: undo, "?": () => $("help").showModal(), d: () => $("differences").click() };
+  if (event.key in keys) {
+    event.preventDefault();
+    keys[event.key]();
+  } else if (state.card && /^[1-9]$/.test(event.key) && Number(event.key) <= state.labels.length) {
+    event.preventDefault();
+    choose(state.labels[Number(event.key) - 1]);
+  } else if (event.key === "Enter" && state.card && !event.target.matches("button, a, input")) {
+    event.preventDefault();
+    if ($("blind").checked) say("Blind: choose with 1, 2 or 3.", true);
+    else choose(state.card.result);
+  }
+});
+
+$("reviewer").value = localStorage.getItem("reviewer") || "";
+once(next);

@@ -1,0 +1,74 @@
+"""What the service is started with. Worker processes read it from their environment, as JSON."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+from common import UserError, existing_file
+
+VARIABLE = "STEWARD_SERVICE"
+KEYS = "STEWARD_API_KEYS"
+SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    most_body_bytes: int = 65_536
+    most_batch_bytes: int = 16_777_216
+    most_fields: int = 200
+    most_levels: int = 8
+    most_waiting: int = 256         # requests in line; the next one gets 429
+    timeout_s: float = 30.0         # from a request's arrival to its answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    model_path: str
+    task: str
+    backend: str = "hf"
+    upstream: str | None = None     # address of an OpenAI-compatible server that answers instead
+    config: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    batch_size: int | None = None
+    key_hashes: tuple = ()          # SHA-256 of each key that may ask
+    log_records: bool = False
+    review_folder: str | None = None
+    review_pairs: str | None = None     # pairs to review
+    keep_traffic: bool = False          # answered requests are offered for review
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def store(self):
+        os.environ[VARIABLE] = json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def stored(cls):
+        facts = json.loads(os.environ[VARIABLE])
+        return cls(**facts | {"limits": Limits(**facts["limits"]), "key_hashes": tuple(facts["key_hashes"])})
+
+
+def key_hashes(path):
+    """Of the keys in a file, one a line, and of those in the environment."""
+    lines = existing_file(path, "one key a line").read_text(encoding="utf-8").splitlines() if path else os.environ.get(KEYS, "").split(",")
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    short = [at for at, key in enumerate(keys, 1) if len(key) < 16]
+    if short:
+        raise UserError(f"key {short[0]} of {path or KEYS} is shorter than 16 characters; python -c 'import secrets; print(secrets.token_urlsafe())' makes one")
+    if path and not keys:
+        raise UserError(f"{path}: no key in it, one a line")
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
+
+
+def model_settings(settings):
+    """The model's own settings; for a server whose model has no YAML here those of the specification."""
+    from config import Gen
+    from predict import model_config
+
+    if settings.upstream and not settings.config and not Path(settings.model_path).is_dir():
+        return SimpleNamespace(name=settings.model_path or "served", gen=Gen(**SPECIFICATION))
+    return model_config(settings)
