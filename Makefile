@@ -196,7 +196,7 @@ clean:
 help:
 	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST))
 	@printf '\nmodels     %s\ntasks      %s\nbackends   %s\n\nvariables and their present values\n' "$(MODELS)" "$(TASKS)" "$(BACKENDS)"
-	@printf '  %-9s %-22s %s\n' TASK "$(TASK)" "which folder of src/tasks" BACKEND "$(BACKEND)" "engine that answers" \
+	@printf '  %-11s %-22s %s\n' TASK "$(TASK)" "which folder of src/tasks" BACKEND "$(BACKEND)" "engine that answers" \
 	  SET "$(or $(SET),-)" "settings to override in training, e.g. train.lr=1e-4" LIMIT "$(or $(LIMIT),-)" "answer only so many test rows" \
 	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
 	  CONCURRENCY "$(CONCURRENCY)" "clients at a time in the benchmark" REQUESTS "$(or $(REQUESTS),-)" "requests it measures at each" \

@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -98,7 +99,10 @@ def parse_args():
 
 def checked(args):
     for path in [*(args.show or ()), *args.beside]:
-        existing_file(path, "measure it first")
+        with open(existing_file(path, "measure it first"), encoding="utf-8", errors="replace") as file:
+            missing = {*HEAD, *MEASURES} - set(next(csv.reader(file), ()))
+        if missing:
+            raise UserError(f"{path}: not a benchmark's CSV, it has no column {min(missing)!r}")
     if args.show:
         return args
     args.backend = args.backend or ("openai_api" if args.endpoint else "hf")
@@ -114,7 +118,7 @@ def checked(args):
         raise UserError(f"--engine_args: --backend {args.backend} starts no server that they could go to")
     if args.out.suffix != ".csv":
         raise UserError(f"--out {args.out}: a .csv is written")
-    if any(value <= 0 for value in [args.requests, *args.concurrency, *args.rate]):
+    if any(value <= 0 or not math.isfinite(value) for value in [args.requests, *args.concurrency, *args.rate]):
         raise UserError("--concurrency, --rate and --requests are numbers above 0")
     if not args.concurrency and not args.rate and not args.verdicts:
         raise UserError("nothing to measure: give --concurrency, --rate or --verdicts")
@@ -265,7 +269,7 @@ def logged(level, id, record, schema):
     answer = record.pop("answer")
     failed, valid = answer.finish_reason.startswith("failed"), parsed_answer(answer.text, schema) is not None
     return {"form": level.form, "concurrency": level.concurrency, "rate_per_s": level.rate, "id": id, **record,
-            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens, "settled_tokens": answer.n_read,
+            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens, "settled_tokens": answer.n_settled,
             "finish_reason": answer.finish_reason, "failed": failed,
             "valid": valid, "overruled": answer.overruled, "late": answer.late}
 
@@ -348,10 +352,13 @@ def write(args, task, config, clock, facts, rows, levels, log, deck, floor):
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*HEAD, *MEASURES])
     writer.writerows([name, config.name, args.backend, decoding, weights, *(level[key] for key in MEASURES)] for level in levels)
-    manifest_path(args.out).unlink(missing_ok=True)
     with written_whole(args.out, requests_path(args.out)) as (table_file, log_file):
         table_file.write(out.getvalue())
         log_file.writelines(json.dumps(record) + "\n" for record in log)
+        for file in (table_file, log_file):
+            file.flush()
+        # A full disk has shown by now: only a manifest whose files will be replaced goes.
+        manifest_path(args.out).unlink(missing_ok=True)
     data = Path(args.data or task.under("data") / "test.jsonl")
     write_manifest(manifest_path(args.out), clock, task=task.name, model=name, title=config.name, checkpoint=config.model_id, backend=args.backend,
                    decoding=decoding, weights=weights, engine=facts, gen=dataclasses.asdict(config.gen), requests_repeated=deck.n_repeated,

@@ -7,6 +7,7 @@ server, several client processes share the load, so that no interpreter's lock s
 import contextlib
 import itertools
 import multiprocessing
+import os
 import random
 import threading
 import time
@@ -110,12 +111,17 @@ def open_loop(caller, conversations, rate, seed):
     moments = list(itertools.accumulate(drawn.expovariate(rate) for _ in conversations))
     start = time.monotonic()
 
+    stopped = threading.Event()
+
     def send(messages, moment):
-        time.sleep(max(0.0, start + moment - time.monotonic()))
-        return timed(caller, messages, start + moment)
+        return None if stopped.wait(max(0.0, start + moment - time.monotonic())) else timed(caller, messages, start + moment)
 
     with ThreadPoolExecutor(min(MOST_WAITING, len(conversations))) as pool:
-        return list(pool.map(send, conversations, moments))
+        try:
+            return list(pool.map(send, conversations, moments))
+        finally:
+            # Stopped by the keyboard, nobody sends what was meant for later.
+            stopped.set()
 
 
 def run_level(caller, conversations, level, seed=0):
@@ -186,6 +192,7 @@ class Processes:
 
 def work(make_caller, arguments, pipe):
     """A client process: makes its caller, says that it is there, then runs its share of every level."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         caller = make_caller(*arguments)
         pipe.send("ready")
@@ -195,3 +202,9 @@ def work(make_caller, arguments, pipe):
         pass
     except Exception as error:
         pipe.send(error)
+
+
+def end_with_parent():
+    """A client outlives nobody: a benchmark that is ended from outside must not leave its load behind."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,7 +1,7 @@
-"""Tables of the pretraining runs from their manifests: python src/measured_tables.py --runs docs/measured --into README.md
+"""README's tables of measured runs, from their manifests: python src/measured_tables.py --runs docs/measured --into README.md
 
-Each run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/evaluate_transfer.py measured with it. In h200/ lie
-manifests of src/eval_latency_throughput.py, without what names this run's folders.
+A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/evaluate_transfer.py measured with it. In
+h200/ lie manifests of src/eval_latency_throughput.py, <model>_<run>.json.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 import marked_text
-from common import UserError, read_json, run
+from common import ROOT, UserError, read_json, run
 
 # Which setting a run of the ablation changed, in words.
 ARMS = {
@@ -19,6 +19,10 @@ ARMS = {
 }
 
 LOADS = (1, 4, 8, 16, 64)       # requests at a time
+MODELS = sorted((path.stem for path in (ROOT / "configs").glob("*.yaml")), key=len, reverse=True)
+# What was measured of each model on a GPU, in words.
+RUNS = {"hf": "Transformers, JSON guaranteed", "hf_plain": "Transformers as it comes, no JSON asked for", "vllm": "vLLM, JSON guaranteed",
+        "vllm_json_schema": "vLLM, its own json_schema", "vllm_unconstrained": "vLLM as it comes, no JSON asked for"}
 
 
 def main():
@@ -84,21 +88,24 @@ def faithful_table(folder):
 
 
 def gpu_speed_table(folder):
-    """Every engine on every model's shape, by the benchmark's manifests."""
-    paths = sorted(folder.glob("*.json"), key=lambda path: (path.stem.partition("_hf")[0].partition("_vllm")[0], path.stem))
+    """Every engine on every model's shape; <model>_<run>.json says which, and is the benchmark's manifest as it was written."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)
     if not paths:
         raise UserError(f"{folder}: no manifest in it; src/eval_latency_throughput.py makes them")
-    lines = head("model, engine", "p50 ms, one at a time", "times the limit", *(f"req/s at {n}" if n == 1 else f"{n}" for n in LOADS),
+    lines = head("model, engine", "n", "p50 ms, one at a time", "times the limit", *(f"req/s at {n}" if n == 1 else f"{n}" for n in LOADS),
                  "% of the limit", "valid %", "verdicts/s", "% of the limit")
     for path in paths:
-        facts = read_json(path)
-        at = {level["concurrency"] or level["form"]: level for level in facts["levels"]}
-        engine = {"hf": "Transformers", "vllm": "vLLM"}[facts["backend"]]
-        held = {"guaranteed": "ours", "unconstrained": "as it comes, no JSON asked for"}.get(facts["decoding"], "its own json_schema")
-        rates = (cell(at, n, "req_per_s", ".1f") for n in LOADS)
-        lines.append(f"| {facts['title']}, {engine} {held} | {cell(at, 1, 'p50_ms', ',.0f')} | {cell(at, 1, 'p50_of_floor', '.1f')} | {' | '.join(rates)} "
-                     f"| {cell(at, LOADS[-1], 'req_per_s_of_floor_pct', '.0f')} | {cell(at, max(set(LOADS) & set(at)), 'json_valid_pct', '.0f')} "
-                     f"| {cell(at, 'verdicts', 'req_per_s', '.0f')} | {cell(at, 'verdicts', 'req_per_s_of_floor_pct', '.0f')} |")
+        model = next((model for model in MODELS if path.stem.startswith(f"{model}_")), None)
+        words = model and RUNS.get(path.stem.removeprefix(f"{model}_"))
+        if not words:
+            raise UserError(f"{path}: its name must be <model>_<run>.json, a model of configs/ and one of {', '.join(RUNS)}")
+        closed = {level["concurrency"]: level for level in read_json(path)["levels"] if level["form"] == "closed"}
+        bulk = {level["form"]: level for level in read_json(path)["levels"]}
+        rates = (cell(closed, n, "req_per_s", ".1f") for n in LOADS)
+        lines.append(f"| {model} {words} | {cell(closed, 1, 'n', 'd')} | {cell(closed, 1, 'p50_ms', ',.0f')} | {cell(closed, 1, 'p50_of_floor', '.1f')} "
+                     f"| {' | '.join(rates)} | {cell(closed, LOADS[-1], 'req_per_s_of_floor_pct', '.0f')} "
+                     f"| {cell(closed, max(closed, default=None), 'json_valid_pct', '.0f')} "
+                     f"| {cell(bulk, 'verdicts', 'req_per_s', '.1f')} | {cell(bulk, 'verdicts', 'req_per_s_of_floor_pct', '.1f')} |")
     return "\n".join(lines)
 
 

@@ -134,6 +134,19 @@ def test_a_cut_answer_is_closed_and_counted(asked):
     assert parse_json(answer.text)["result"] == "POSSIBLE" and answer.late == 1 and engine.outcomes == {"closed at the budget": 1}
 
 
+def test_a_benchmarks_clients_ask_for_no_log_probabilities(asked):
+    bodies = []
+
+    def keep(server, handler, body):
+        bodies.append(body)
+        server.say(handler, GOOD)
+
+    _, engine, server = asked(keep)
+    client = openai_api.connect("steward", TASK.name, SimpleNamespace(gen=GEN), server.endpoint, 1)
+    assert client.ask(QUESTION).text == GOOD
+    assert ["logprobs" in body for body in bodies] == [True, False] and bodies[1]["response_format"] == bodies[0]["response_format"]
+
+
 def test_free_text_is_no_verdict(asked):
     [answer], engine, _ = asked(saying("It is a duplicate."))
     assert answer.text == "It is a duplicate." and engine.outcomes == {"not valid": 1}

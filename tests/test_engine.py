@@ -346,11 +346,25 @@ def test_every_engine_offers_load_and_what_it_returns_answers(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fits", [True, False])
-def test_rope_is_fixed_before_anything_is_recorded(folder, conversations, monkeypatch, fits):
+def test_rope_is_fixed_before_anything_is_recorded(folder, conversations, monkeypatch):
     one, order = engine(folder), []
     one.use_graphs()
-    monkeypatch.setattr(one.rope, "fits", lambda n_tokens: order.append("rope") or fits)
-    monkeypatch.setattr(one.shapes, "prepare", lambda *_: order.append("shapes"))
+    lengths = sorted(len(one.chat.prompt_ids(messages)) for messages in conversations)
+    one.rope.longest = lengths[2] + one.gen.max_new_tokens      # longer ones are answered without graphs
+    monkeypatch.setattr(one.rope, "fits", lambda n_tokens: order.append(n_tokens) or True)
+    monkeypatch.setattr(one.shapes, "prepare", lambda prompts, _: order.append(len(prompts[0])))
     one.prepare(conversations)
-    assert order == (["rope", "shapes"] if fits else ["rope"])
+    assert order == [lengths[2] + one.gen.max_new_tokens, lengths[2] + len(one.branch.opening)]
+    order.clear()
+    one.rope.longest = 1
+    one.prepare(conversations)
+    assert order == []
+
+
+@pytest.mark.slow
+def test_prompts_too_long_for_graphs_are_answered_alike_under_their_attention(folder, conversations, step_by_step, monkeypatch):
+    """Padded on the left, with masks that transformers makes."""
+    one = engine(folder)
+    one.use_graphs()
+    monkeypatch.setattr(one.rope, "fits", lambda n_tokens: False)
+    assert written(one, conversations) == step_by_step

@@ -265,7 +265,66 @@ def test_a_server_that_ignores_the_constraint_is_not_measured(rows, tmp_path, ca
     assert "ignores response_format" in capsys.readouterr().err and server.n_asked == 0 and not list(tmp_path.iterdir())
 
 
+LIMIT = SimpleNamespace(answers=lambda n_rows, prompt_tokens, written: (written, 100 / written))
+
+
+def test_a_median_answer_is_held_against_the_limit_of_a_median_one_and_a_rate_against_that_of_a_mean_one():
+    found = summed([record(0.1, completion_tokens=n, n_settled=4) for n in (14, 14, 44)], Level("closed", 3, 1), LIMIT)
+    assert (found["floor_p50_ms"], found["p50_of_floor"]) == (10, 10.0) and found["floor_req_per_s"] == pytest.approx(5)
+
+
+def test_an_open_loop_that_is_stopped_sends_nothing_more():
+    caller, start = Slow(0.01), time.monotonic()
+
+    class Stopped:
+        def ask(self, messages):
+            if messages == 2:
+                raise KeyboardInterrupt
+            return caller.ask(messages)
+
+    with pytest.raises(KeyboardInterrupt):
+        open_loop(Stopped(), list(range(400)), 20, seed=1)
+    assert time.monotonic() - start < 5 and len(caller.asked) < 40, "the last of them was meant for the 20th second"
+
+
+def test_clients_end_with_the_benchmark_that_started_them():
+    script = ("import sys, time; sys.path[:0] = ['src', 'tests']\n"
+              "from load_test import Processes; from test_latency import Failing\n"
+              "if __name__ == '__main__':\n    load = Processes(Failing, ('well',), 1); print(load.workers[0].pid, flush=True); time.sleep(60)")
+    folder = ROOT / "tests"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=folder.parent, stdout=subprocess.PIPE, text=True) as outer:
+        pid = int(outer.stdout.readline())
+        outer.kill()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < until, "the client lives on"
+        time.sleep(0.05)
+
+
+def test_a_full_disk_leaves_the_run_before_whole(rows, tmp_path, monkeypatch):
+    out = tmp_path / "x_hf_latency.csv"
+    for path in (out, bench.requests_path(out), bench.manifest_path(out)):
+        path.write_text("before")
+    server = Server(saying(GOOD))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench.json, "dumps", full)
+    assert call("--endpoint", server.endpoint, "--data", rows, "--requests", 2, "--concurrency", 1, "--out", out) == 2
+    assert [path.read_text() for path in (out, bench.requests_path(out), bench.manifest_path(out))] == ["before"] * 3
+    server.http.shutdown()
+
+
+@pytest.mark.parametrize("option", ["--show", "--beside"])
+def test_another_kind_of_csv_is_refused_before_anything_is_measured(option, tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("model,accuracy\nx,0.9\n")
+    assert call("--out", tmp_path / "x.csv", "--model_path", "m", option, tmp_path / "metrics.csv") == 2
+    assert "metrics.csv: not a benchmark's CSV" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("words", "message"), [
+    (("--out", "x.csv", "--model_path", "m", "--rate", "nan"), "above 0"), (("--out", "x.csv", "--model_path", "m", "--rate", "inf"), "above 0"),
     ((), "give --out, and --model_path or --endpoint"), (("--out", "x.csv"), "give --out, and --model_path"),
     (("--out", "x.json", "--model_path", "m"), "a .csv"),
     (("--out", "x.csv", "--model_path", "m", "--concurrency", "0"), "above 0"),

@@ -25,7 +25,16 @@ def test_what_was_not_run_is_an_empty_cell(tmp_path):
     facts["levels"] = [level for level in facts["levels"] if level["concurrency"] == 64]
     (tmp_path / "qwen3_4b_vllm.json").write_text(json.dumps(facts), encoding="utf-8")
     row = measured_tables.gpu_speed_table(tmp_path).splitlines()[-1]
-    assert row.startswith("| Qwen3-4B-Instruct, vLLM ours |  |  |  |  |  |  | 55.1 | 48 | 100 |  |  |"), row
+    assert row.startswith("| qwen3_4b vLLM, JSON guaranteed |  |  |  |  |  |  |  | 55.1 | 48 | 100 |  |  |"), row
+    facts["levels"] = [level | {"form": "verdicts", "concurrency": None} for level in facts["levels"]]
+    (tmp_path / "qwen3_4b_vllm.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert measured_tables.gpu_speed_table(tmp_path).endswith("| 55.1 | 47.7 |")
+
+
+def test_a_run_that_nobody_knows_is_not_guessed_at(tmp_path):
+    (tmp_path / "qwen3_4b_sglang.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"qwen3_4b_sglang.json: its name must be <model>_<run>.json.*vllm_json_schema"):
+        measured_tables.gpu_speed_table(tmp_path)
 
 
 def test_a_folder_without_runs_says_who_makes_them(tmp_path):

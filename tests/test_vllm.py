@@ -1,7 +1,9 @@
 """vLLM's worker played by the test: rows come, are read in pieces, move, swap, leave and come back, and every answer is valid. Where vLLM itself
 is installed its own classes and argument parser are used."""
 
+import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import random
@@ -210,7 +212,8 @@ def test_the_clients_verdicts_are_read_by_token_id_and_its_answers_count_the_ope
     answer = client.ask(messages)
     server.http.shutdown()
     n = len(reader.opening)
-    assert parse_json(answer.text)["result"] == "POSSIBLE" and (answer.prompt_tokens, answer.completion_tokens, answer.n_read) == (90 - n, 11 + n, n)
+    assert parse_json(answer.text)["result"] == "POSSIBLE" and (answer.prompt_tokens, answer.completion_tokens) == (90 - n, 11 + n)
+    assert answer.n_settled == n + 1 + len(reader.branch.rest_of["POSSIBLE"])
     assert answer.overruled is answer.late is None
     client = vllm.Client(reader, TASK, client.gen, 2, Server(behave).endpoint)
     assert dict(client.verdicts([messages]))[0] == pytest.approx(shares)
@@ -229,6 +232,26 @@ def test_vllms_own_parser_takes_our_arguments(reader):
     given = parser.parse_args(vllm.arguments(options))
     assert given.logits_processors == [vllm.PROCESSOR] and given.additional_config["guarantee"]["schema"] == TASK.answer_schema
     assert (given.max_num_seqs, given.load_format, given.generation_config, given.stream_interval) == (64, "dummy", "vllm", 64)
+
+
+def test_without_the_guarantee_vllm_is_started_as_it_comes(folder, monkeypatch, tmp_path):
+    """Its own runner and no processor: what the guarantee costs is measured against vLLM itself."""
+    started = []
+
+    @contextlib.contextmanager
+    def running(command, health, log, environment=()):
+        started.append((command, dict(environment)))
+        yield
+
+    monkeypatch.setattr(vllm, "check_installed", lambda: None)
+    monkeypatch.setattr(_server, "running", running)
+    config = families.load_config("configs/standin.yaml", [f"model_id={folder}"])
+    for held in (True, False):
+        with vllm.serve(folder, TASK, config, 4, "--dtype half", tmp_path / "log", constrained=held):
+            command, environment = started[-1]
+            assert ("--logits-processors" in command) == ("--additional-config" in command) == bool(environment) == held
+            assert command[-2:] == ["--dtype", "half"] and "--max-num-seqs" in command
+    assert started[0][1]["VLLM_USE_V2_MODEL_RUNNER"] == "0"
 
 
 def test_a_missing_vllm_is_told_with_what_to_do(folder, monkeypatch):
@@ -298,8 +321,13 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(tmp_path, monkeypatch):
 def test_sglang_is_started_with_what_it_knows_and_its_own_interpreter(monkeypatch):
     from constrained_decode import sglang
 
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     command = sglang.command("outputs/x", 8123, random_weights=True)
     assert command[:3] == [sys.executable, "-m", "sglang.launch_server"] and "llguidance" in command and json.dumps(command)
     monkeypatch.setenv(sglang.INTERPRETER, "/nowhere/python")
     with pytest.raises(UserError, match="no such interpreter"):
+        sglang.command("outputs/x", 8123)
+    monkeypatch.delenv(sglang.INTERPRETER)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--backend sglang: SGLang is not installed here.*STEWARD_SGLANG_PYTHON"):
         sglang.command("outputs/x", 8123)

@@ -27,7 +27,7 @@ class Answer:
     overruled: int | None = 0       # steps at which the model's first choice would have broken the schema; None where an engine does not tell
     late: int | None = 0            # steps at which it came too late: behind it the answer could not have been ended within the budget
     first_s: float | None = None    # from the call until the first token was known
-    n_read: int = 0                 # of its tokens those that were settled and read, at no step of their own
+    n_settled: int = 0              # of its tokens those that its opening and its verdict settle: they can be read, at no step of their own
 
 
 def engine_names():

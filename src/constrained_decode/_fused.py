@@ -40,7 +40,7 @@ def join(attention):
 
 @lru_cache
 def projections():
-    """The classes of a joined projection and of what stands in for the others; every layer's are the same, so that their code is compiled once."""
+    """The classes of a joined projection and of what stands in for the others; made here, for importing this file must not import torch."""
     from torch import cat, nn
 
     class Joined(nn.Module):

@@ -16,7 +16,7 @@ ASKED_EVERY = 4         # steps; a question waits for the device, and steps behi
 WIDTHS = 128            # prompts are as wide as a multiple of this, so that few shapes serve them all
 PLACES = 8              # a cache's length is a multiple of this, as attention's kernels want it
 KEPT_SHARE = 0.2        # of the device's memory may hold caches of other shapes; those used longest ago go first
-READ_AT_ONCE = 16       # rows whose prompts are read by a graph; of more the arithmetic takes longer than its launches
+READ_AT_ONCE = 4        # rows whose prompts are read by a graph; of more the arithmetic takes longer than its launches
 
 
 def grouped_attention():
@@ -126,6 +126,7 @@ class Shape:
         """Record the steps on whatever the buffers hold; `begin` fills them anew."""
         self.seen[:, 0] = True
         for step in ([self._read] if self.n_rows <= READ_AT_ONCE else []) + [self._settle, self._write_one]:
+            # Warmed up and recorded on one stream.
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):

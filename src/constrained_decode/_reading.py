@@ -13,7 +13,7 @@ def read_prompts(model, prompts, n_last):
 
 
 def padded(prompts, device, n_rows=0, width=0):
-    """(ids, lengths) of prompts, repeated where more rows or a wider table are wanted; on their way to a GPU that may still be busy."""
+    """Prompts' ids and lengths, repeated where more rows or a wider table are wanted; on their way to a GPU that may still be busy."""
     import torch
 
     width, prompts = max(width, *map(len, prompts)), prompts + prompts[-1:] * (n_rows - len(prompts))

@@ -161,10 +161,12 @@ class Engine:
         if self.shapes:
             import torch
 
-            longest = max((prompt + self.branch.opening for prompt in self.chat.prompts_ids(conversations)), key=len)
-            if self.rope.fits(len(longest) + self.gen.max_new_tokens):
+            asked = self._prompts(conversations)
+            fitting = [prompt for prompt in asked if len(prompt) + self.gen.max_new_tokens <= self.rope.longest]
+            # A batch with a longer prompt is answered without graphs.
+            if fitting and self.rope.fits(max(map(len, fitting)) + self.gen.max_new_tokens):
                 with torch.inference_mode():
-                    self.shapes.prepare([longest], self.batch_size)
+                    self.shapes.prepare([max(fitting, key=len) + self.branch.opening], self.batch_size)
 
     def check_prompt(self, messages):
         """A UserError where the model cannot read so much."""
@@ -248,7 +250,7 @@ class Engine:
     def _answer(self, prompt, one, probabilities, seconds, first_s=None):
         text, reason, n_tokens = text_of(one.ids, self.end_ids, self.chat.tokenizer)
         return Answer(text, reason, len(prompt), n_tokens, probabilities, seconds, overruled=one.n_overruled, late=one.n_late, first_s=first_s,
-                      n_read=one.n_settled)
+                      n_settled=one.n_settled)
 
 
 class Admitted:

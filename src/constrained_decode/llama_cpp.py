@@ -306,4 +306,4 @@ class Engine:
     def _answer(self, one, seconds, first_s):
         text, reason, n_tokens = text_of(one.ids, self.end_ids, self.chat.tokenizer)
         return Answer(text, reason, len(one.prompt), n_tokens, one.probabilities, seconds, overruled=one.n_overruled, late=one.n_late, first_s=first_s,
-                      n_read=one.n_settled)
+                      n_settled=one.n_settled)

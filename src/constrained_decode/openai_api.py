@@ -39,7 +39,7 @@ def load(model_path, task, config, batch_size=None, constrained=True, endpoint=N
 def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):
     """An engine for many threads that `ask`, unchecked."""
     engine = Engine(model_path, load_task(task_name), config.gen, n_clients, constrained, endpoint)
-    engine.tells_probabilities = False      # a server's log-probabilities cost time that other engines' answers do not
+    engine.tells_probabilities = False      # a server's log-probabilities would cost time that no other engine's answer is charged
     return engine
 
 
@@ -248,7 +248,8 @@ def reply_of(response, start):
     """The Reply of a good response, else a Failure that says what the server said."""
     if response.status_code != 200:
         response.read()
-        words = response.text.strip().replace("\n", " ")[:200]
+        # A page is no message: its words say nothing that the status does not.
+        words = "" if "html" in response.headers.get("content-type", "") else response.text.strip().replace("\n", " ")[:200]
         kind = {401: "not allowed: the API key is missing or wrong (OPENAI_API_KEY)", 403: "not allowed: the API key may not use this model",
                 404: "not found: wrong model name or address"}.get(response.status_code, f"status {response.status_code}")
         raise Failure(f"{kind}: {words}" if words else kind)

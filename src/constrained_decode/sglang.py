@@ -6,6 +6,7 @@ STEWARD_SGLANG_PYTHON names that environment's interpreter.
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import shlex
 import sys
@@ -45,6 +46,9 @@ def connect(model_path, task_name, config, endpoint, n_clients, constrained=True
 
 def command(model_path, port, random_weights=False):
     interpreter = os.environ.get(INTERPRETER, sys.executable)
+    if interpreter == sys.executable and not importlib.util.find_spec("sglang"):
+        raise UserError(f"--backend sglang: SGLang is not installed here; its pins differ from ours, so install it in an environment of its own and set "
+                        f"{INTERPRETER} to that environment's python")
     if not Path(interpreter).exists():
         raise UserError(f"{INTERPRETER}={interpreter}: no such interpreter; name that of an environment with sglang")
     options = ["--model-path", str(model_path), "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--grammar-backend", "llguidance",

@@ -129,7 +129,8 @@ class Engine:
 
         self.llm, self.reader, self.chat, self.gen, self.temperature = llm, reader, reader.chat, gen, temperature
         self.facts = {"decoding": "guaranteed" if reader.constrained else "unconstrained", "vllm": vllm.__version__,
-                      "steps": "one token a step; what the verdict settles is read", "calibration_temperature": temperature}
+                      "steps": "one token a step" + ("; what the verdict settles is read" if reader.constrained else ""),
+                      "calibration_temperature": temperature}
 
     def answers(self, conversations):
         start, prompts, reader = time.perf_counter(), self.reader.prompts(conversations), self.reader
@@ -141,7 +142,7 @@ class Engine:
         for at, (verdict, ids, one) in enumerate(zip(first, begun, rest, strict=True)):
             text, reason, n_tokens = text_of(ids + list(one.token_ids), reader.end_ids, self.chat.tokenizer)
             yield at, Answer(text, reason, len(prompts[at]) - len(reader.opening), n_tokens, self._shares(verdict) if verdict else None, seconds,
-                             overruled=None, late=None, n_read=len(ids))
+                             overruled=None, late=None, n_settled=len(ids))
 
     def verdicts(self, conversations):
         # Where nothing is constrained, the opening is read all the same: the verdict is decided behind it.
@@ -200,8 +201,10 @@ class Client(openai_api.Engine):
         answer, n_opening = super()._answer(messages, streams), len(self.reader.opening)
         if answer.finish_reason.startswith("failed"):
             return answer
+        told = parsed_answer(answer.text, self.schema) if self.constrained else None
+        n_settled = n_opening + len(self.reader.branch.rest_of[told[self.task.label_key]]) + 1 if told else n_opening
         return dataclasses.replace(answer, prompt_tokens=answer.prompt_tokens - n_opening, completion_tokens=answer.completion_tokens + n_opening,
-                                   late=answer.late or None, n_read=n_opening)
+                                   late=answer.late or None, n_settled=n_settled)
 
     def _verdict(self, messages):
         """From one token; labels beyond the likeliest that the server tells count as impossible."""
