@@ -14,7 +14,7 @@ import tempfile
 from ask import SHIPPED
 from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, run
 from constrained_decode import engine_names, load_engine
-from service.settings import LOOPBACK, Limits, Settings, key_hashes
+from service.settings import LOOPBACK, Limits, Settings, key_hashes, model_settings
 from tasks import DEFAULT, load_task
 
 DRAINED_WITHIN_S = 60   # after SIGTERM: who waits in line is still answered
@@ -24,6 +24,7 @@ def main():
     args = parse_args()
     settings = settings_of(args)
     check_port(settings)
+    model_settings(settings)
     quiet_libraries()
     settings.store()
     serve(settings)
@@ -82,29 +83,25 @@ def check_port(settings):
 def serve(settings):
     import uvicorn
 
-    with shared_metrics(settings.workers):
-        config = uvicorn.Config("service.app:application", factory=True, host=settings.host, port=settings.port, workers=settings.workers,
-                                access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=DRAINED_WITHIN_S,
-                                timeout_keep_alive=30)
-        if settings.workers > 1:
-            from uvicorn.supervisors import Multiprocess
+    from service import app
 
-            sockets = [config.bind_socket()]
-            Multiprocess(config, target=uvicorn.Server(config).run, sockets=sockets).run()
-            return
-        server = uvicorn.Server(config)
-        print(f"serving at http://{settings.host}:{settings.port} (POST /match, the page at /, the routes at /docs)", flush=True)
-        server.run()
-        if not server.started:
-            raise WorkFailed("the service did not start; the lines above say why")
+    options = {"factory": True, "host": settings.host, "port": settings.port, "access_log": False, "log_level": "warning", "server_header": False,
+               "timeout_graceful_shutdown": DRAINED_WITHIN_S, "timeout_keep_alive": 30}
+    print(f"serving at http://{settings.host}:{settings.port} (POST /match, the page at /, the routes at /docs)", flush=True)
+    if settings.workers > 1:
+        with shared_metrics():
+            uvicorn.run("service.app:application", workers=settings.workers, **options)
+        return
+    server = uvicorn.Server(uvicorn.Config("service.app:application", **options))
+    app.stop = lambda: setattr(server, "should_exit", True)
+    server.run()
+    if app.FAILED or not server.started:
+        raise WorkFailed("the service did not start; the lines above say why")
 
 
 @contextlib.contextmanager
-def shared_metrics(workers):
+def shared_metrics():
     """A folder in which several processes count together."""
-    if workers == 1:
-        yield
-        return
     folder = tempfile.mkdtemp(prefix="steward-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     try:

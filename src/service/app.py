@@ -3,8 +3,12 @@
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import os
+import signal
+import sys
 import time
+import traceback
 from collections import deque
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import jsonschema
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from common import parsed_answer, sha256_text
+from common import UserError, WorkFailed, parsed_answer, sha256_text
 from constrained_decode import load_engine
 from service import chat, contract, metrics, review
 from service.bodies import Refused, check_type, checked_pair, parsed, read_body
@@ -21,6 +25,7 @@ from service.line import Busy, Line, TooLong, Unanswered
 from service.settings import Settings, model_settings
 from tasks import load_task
 
+FAILED = []                 # why the model could not be loaded
 UPSTREAM_WORKERS = 64       # answers that a server elsewhere is asked for at a time
 BATCH_WINDOW = 64           # of a batch's pairs so many are in line at a time
 READY_EVERY_S = 5.0         # how long an upstream's last sign of life counts
@@ -35,12 +40,11 @@ def build(settings):
 
     @contextlib.asynccontextmanager
     async def life(app):
-        await asyncio.to_thread(service.start)
-        background = asyncio.create_task(service.reviews.answer_all()) if service.reviews else None
+        # Loading takes seconds to minutes; the process is alive meanwhile, and not ready.
+        background = asyncio.create_task(service.run())
         yield
-        service.line.close()
-        if background:
-            background.cancel()
+        service.close()
+        background.cancel()
 
     app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, redoc_url=None)
     app.state.service = service
@@ -54,7 +58,7 @@ def build(settings):
 
 
 async def refused(request, error):
-    return JSONResponse({"error": error.words}, error.status, headers=getattr(error, "headers", None))
+    return JSONResponse({"error": error.words}, error.status, headers=error.headers)
 
 
 class Service:
@@ -64,15 +68,30 @@ class Service:
         self.settings, self.limits, self.task = settings, settings.limits, load_task(settings.task)
         self.schema = jsonschema.Draft202012Validator(self.task.answer_schema)
         self.engine = self.line = self.reviews = None
+        self.is_open = True
         self.last_sign_s, self.fingerprint = 0.0, fingerprint(settings)
 
+    async def run(self):
+        """Load the model, then answer what is to be reviewed; a service whose model cannot be loaded ends."""
+        try:
+            await asyncio.to_thread(self.start)
+        except Exception as error:
+            ended_by(error)
+            return
+        if self.reviews:
+            await self.reviews.answer_all()
+
+    def close(self):
+        self.is_open = False
+        if self.line:
+            self.line.close()
+
     def start(self):
-        """Load the model, or find its server; seconds to minutes."""
+        """Load the model, or find its server."""
         if self.settings.upstream:
-            self.engine = load_engine("openai_api").connect(self.settings.model_path, self.settings.task, model_settings(self.settings),
-                                                            self.settings.upstream, UPSTREAM_WORKERS)
-            self.engine.tells_probabilities = True
-            n_workers, at_once = UPSTREAM_WORKERS, 1
+            self.engine = load_engine("openai_api").load(self.settings.model_path, self.task, model_settings(self.settings),
+                                                         self.settings.batch_size or UPSTREAM_WORKERS, endpoint=self.settings.upstream)
+            n_workers, at_once = self.settings.batch_size or UPSTREAM_WORKERS, 1
         else:
             engine = load_engine(self.settings.backend)
             self.engine = engine.load(self.settings.model_path, self.task, model_settings(self.settings), self.settings.batch_size)
@@ -80,7 +99,6 @@ class Service:
         self.line = Line(self.engine, self.limits.most_waiting, n_workers, at_once)
         if self.settings.review_folder:
             self.reviews = review.Reviews(self, self.settings.review_folder, self.settings.review_pairs)
-        metrics.QUEUE.set_function(lambda: len(self.line)) if not os.environ.get("PROMETHEUS_MULTIPROC_DIR") else None
 
     @property
     def identity(self):
@@ -89,7 +107,7 @@ class Service:
 
     async def is_ready(self):
         """Whether the next request would be answered: the model is loaded, its server gives a sign of life."""
-        if self.line is None or not self.line.is_open:
+        if self.line is None or not self.is_open:
             return False
         if not self.settings.upstream or time.monotonic() - self.last_sign_s < READY_EVERY_S:
             return True
@@ -112,10 +130,12 @@ class Service:
     async def answered(self, messages):
         """The engine's Answer to a conversation, every way in which there is none told as the client should hear it."""
         start = time.monotonic()
+        if self.line is None:
+            raise too_busy(1, "the model is still being loaded")
         try:
             answer = await self.line.answer(messages, self.limits.timeout_s)
         except Busy as error:
-            raise too_busy(error, self.line.is_open) from None
+            raise (too_busy(error.after_s) if self.is_open else too_busy(error.after_s, "the service is going down")) from None
         except TooLong:
             raise Refused(413, "the records are longer than the model can read") from None
         except TimeoutError:
@@ -144,10 +164,24 @@ def fingerprint(settings):
     return sha256_text(json.dumps(model_identity(settings.model_path)))
 
 
-def too_busy(error, is_open):
-    refusal = Refused(429 if is_open else 503, "too many requests are waiting" if is_open else "the service is going down")
-    refusal.headers = {"Retry-After": str(error.after_s)}
-    return refusal
+def too_busy(after_s, why=None):
+    """429 where the line is full, 503 with a reason where there is none to stand in."""
+    return Refused(503 if why else 429, why or "too many requests are waiting", {"Retry-After": str(after_s)})
+
+
+def ended_by(error):
+    """End this process, and the one that would start it again, with a message and no traceback."""
+    if not isinstance(error, UserError | WorkFailed):
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    FAILED.append(error)
+    stop()
+
+
+def stop():
+    """End the process that would start this one again; where there is only this one, src/serve.py puts its own way here."""
+    if multiprocessing.parent_process():
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def add_routes(app, service):
@@ -162,6 +196,7 @@ def add_routes(app, service):
 
     @app.get("/metrics", **contract.METRICS)
     async def prometheus():
+        metrics.QUEUE.set(len(service.line) if service.line is not None else 0)
         return Response(metrics.text(os.environ.get("PROMETHEUS_MULTIPROC_DIR")), media_type="text/plain; version=0.0.4")
 
     @app.post("/match", **contract.MATCH)

@@ -10,9 +10,9 @@ JSON_TYPES = ("application/json", "application/x-ndjson", "application/jsonl")
 class Refused(Exception):
     """A request that is answered with an error of the client's."""
 
-    def __init__(self, status, words):
+    def __init__(self, status, words, headers=None):
         super().__init__(words)
-        self.status, self.words = status, words
+        self.status, self.words, self.headers = status, words, headers
 
 
 async def read_body(request, most_bytes):
@@ -21,7 +21,8 @@ async def read_body(request, most_bytes):
     async for part in request.stream():
         n_bytes += len(part)
         if n_bytes > most_bytes:
-            raise Refused(413, f"the body is larger than {most_bytes:,} bytes")
+            # What is still under way is not read either.
+            raise Refused(413, f"the body is larger than {most_bytes:,} bytes", {"Connection": "close"})
         parts.append(part)
     return b"".join(parts)
 

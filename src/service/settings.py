@@ -61,7 +61,11 @@ def key_hashes(path):
         raise UserError(f"key {short[0]} of {path or KEYS} is shorter than 16 characters; python -c 'import secrets; print(secrets.token_urlsafe())' makes one")
     if path and not keys:
         raise UserError(f"{path}: no key in it, one a line")
-    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
+    return tuple(map(hash_of_key, keys))
+
+
+def hash_of_key(key):
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def model_settings(settings):

@@ -1,0 +1,420 @@
+"""The service by HTTP: what it promises, what it refuses, and what becomes of requests when the model, its server or the process fails."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import httpx2
+import jsonschema
+import pytest
+import uvicorn
+
+import serve
+import service.app
+from common import ROOT, UserError
+from constrained_decode import Answer, _server, openai_api
+from pipeline import exit_code
+from service.settings import Limits, Settings, key_hashes
+from tasks import load_task
+from tasks.crm.synthetic import rows as synthetic_rows
+from test_endpoint import GOOD, Server, cut, hang, saying
+
+TASK = load_task()
+PAIR = {"record1": {"name": "Zebulon Quux", "phone": "5550101"}, "record2": {"full_name": "Z. Quux", "phone": "555-0101"}}
+SECRETS = ("Zebulon", "Quux", "5550101")
+SHARES = {"DUPLICATE": 0.2, "POSSIBLE": 0.7, "NO_MATCH": 0.1}
+
+
+class Model:
+    """An engine in the process that answers as the test says."""
+
+    batch_size = 4
+
+    def __init__(self, text=GOOD, seconds=0.0):
+        self.text, self.seconds, self.batches, self.gate = text, seconds, [], threading.Event()
+        self.gate.set()
+
+    def check_prompt(self, messages):
+        if len(messages[-1]["content"]) > 5_000:
+            raise UserError("1 of 1 prompts are too long")
+
+    def answers(self, conversations):
+        self.gate.wait(20)
+        self.batches.append(len(conversations))
+        time.sleep(self.seconds)
+        for at, messages in enumerate(conversations):
+            if "explode" in messages[-1]["content"]:
+                raise ValueError(f"cannot read {messages[-1]['content']}")
+            yield at, Answer(self.text, "stop", 50, 20, dict(SHARES), 0.01)
+
+
+@contextlib.contextmanager
+def running(engine=None, monkeypatch=None, **settings):
+    """A client of a service that runs in this process."""
+    settings = Settings(**{"model_path": str(ROOT / "models/steward-mini"), "task": "crm", "port": _server.free_port()} | settings)
+    if engine:
+        monkeypatch.setattr(service.app, "load_engine", lambda name: SimpleNamespace(load=lambda *_, **__: engine))
+    server = uvicorn.Server(uvicorn.Config(service.app.build(settings), port=settings.port, log_level="error", access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    client = httpx2.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=30, trust_env=False, limits=httpx2.Limits(max_connections=200))
+    until = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(httpx2.HTTPError):
+            if client.get("/readyz").status_code == 200:
+                break
+        assert time.monotonic() < until, "never ready"
+        time.sleep(0.02)
+    yield client
+    server.should_exit = True
+    thread.join(10)
+    client.close()
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Start a service around a made-up model; several may run."""
+    with contextlib.ExitStack() as stack:
+        yield lambda engine=None, **settings: stack.enter_context(running(engine or Model(), monkeypatch, **settings))
+
+
+# ---- what is promised
+
+
+def test_a_pair_is_answered_with_exactly_the_two_keys(served):
+    client = served()
+    response = client.post("/match", json=PAIR)
+    assert response.status_code == 200 and response.json() == json.loads(GOOD) and response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["result", "reasoning"]
+
+
+def test_detail_adds_probabilities_and_field_evidence(served):
+    told = served().post("/match?detail=true", json=PAIR).json()
+    assert told["probabilities"] == SHARES and told["closed_at_budget"] is False
+    assert {"field": "phone", "relation": "same", "record1": "5550101", "record2": "555-0101"} in told["evidence"]
+
+
+def test_a_batch_comes_back_in_order_with_what_was_wrong_in_its_place(served):
+    client = served()
+    rows = [row["input"] for row in synthetic_rows(150, 1)]
+    rows[7], rows[9] = {"record1": {}}, 3
+    for response in (client.post("/match/batch", json=rows),
+                     client.post("/match/batch", content="\n".join(map(json.dumps, rows)), headers={"content-type": "application/x-ndjson"})):
+        lines = [json.loads(line) for line in response.text.splitlines()]
+        assert response.status_code == 200 and len(lines) == 150 and response.headers["content-type"] == "application/x-ndjson"
+        assert lines[7] == {"error": "record2 missing", "status": 422} and lines[9]["status"] == 422
+        assert all(line == json.loads(GOOD) for at, line in enumerate(lines) if at not in (7, 9))
+
+
+def test_batches_wait_where_single_requests_are_turned_away(served):
+    client = served(Model(seconds=0.02), limits=Limits(most_waiting=2))
+    lines = client.post("/match/batch", json=[PAIR] * 30).text.splitlines()
+    assert [json.loads(line) for line in lines] == [json.loads(GOOD)] * 30
+
+
+def test_health_readiness_and_metrics(served):
+    client = served()
+    client.post("/match", json=PAIR)
+    client.post("/match", content="{")
+    assert client.get("/healthz").json() == {"status": "ok"} and client.get("/readyz").json() == {"status": "ready"}
+    text = client.get("/metrics").text
+    assert 'steward_verdicts_total{result="POSSIBLE"}' in text and 'route="/match",status="200"' in text and "steward_queue_depth 0.0" in text
+    assert "steward_answer_seconds_bucket" in text and "steward_in_flight 1.0" in text and "steward_closed_at_budget_total" in text
+
+
+def test_what_waits_is_answered_together_and_one_alone_at_once(served):
+    model = Model(seconds=0.03)
+    client = served(model)
+    start = time.monotonic()
+    client.post("/match", json=PAIR)
+    assert time.monotonic() - start < 1
+    model.batches.clear()
+    with ThreadPoolExecutor(8) as pool:
+        assert {response.status_code for response in pool.map(lambda _: client.post("/match", json=PAIR), range(40))} == {200}
+    assert max(model.batches) == 4 and len(model.batches) <= 16, model.batches
+
+
+def test_an_openai_client_is_answered(served):
+    client = served()
+    body = {"model": "steward", "messages": TASK.messages(PAIR), "temperature": 0.1, "max_tokens": 64}
+    told = client.post("/v1/chat/completions", json=body).json()
+    assert told["choices"][0]["message"]["content"] == GOOD and told["usage"] == {"prompt_tokens": 50, "completion_tokens": 20, "total_tokens": 70}
+    assert client.get("/v1/models").json()["data"][0]["id"] == "steward"
+    for wrong, status in (({"model": "gpt"}, 404), ({"messages": []}, 422), ({"n": 2}, 422), ({"stream": "yes"}, 422),
+                          ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}, 422)):
+        assert client.post("/v1/chat/completions", json=body | wrong).status_code == status, wrong
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_projects_own_engine_can_ask_the_service(served, streams):
+    """With its canary, its probabilities, and as the benchmark asks: streamed."""
+    client = served()
+    engine = openai_api.load("steward", TASK, SimpleNamespace(gen=SimpleNamespace(max_new_tokens=64, temperature=0.0, top_p=1.0)),
+                             endpoint=f"{str(client.base_url).rstrip('/')}/v1")
+    answer = engine.ask(TASK.messages(PAIR)) if streams else dict(engine.answers([TASK.messages(PAIR)]))[0]
+    assert answer.text == GOOD and answer.finish_reason == "stop" and answer.completion_tokens == 20
+    assert answer.probabilities == pytest.approx(SHARES)
+
+
+# ---- what is refused
+
+
+HUGE = {"record1": {"note": "x" * 70_000}, "record2": {}}
+REFUSED = {
+    "no JSON": (b"{", 400), "empty": (b"", 400), "NaN": (b'{"record1": {"a": NaN}, "record2": {}}', 400),
+    "infinity": (b'{"record1": {"a": 1e999}, "record2": {}}', 400),
+    "key twice": (b'{"record1": {"a": 1, "a": 2}, "record2": {}}', 400), "not UTF-8": (b'{"record1": {"a": "\xff"}, "record2": {}}', 400),
+    "UTF-16": ('{"record1": {}, "record2": {}}'.encode("utf-16"), 400), "deep list": (b"[" * 30_000 + b"]" * 30_000, 400), "two values": (b"{} {}", 400),
+    "a list": (b"[]", 422), "null": (b"null", 422), "no record2": (b'{"record1": {}}', 422), "a third key": (b'{"record1": {}, "record2": {}, "x": 1}', 422),
+    "record is text": (b'{"record1": "Ann", "record2": {}}', 422), "record is a list": (b'{"record1": [], "record2": {}}', 422),
+    "too many fields": (json.dumps({"record1": {str(at): at for at in range(201)}, "record2": {}}).encode(), 422),
+    "too deep": (json.dumps({"record1": {"a": json.loads("[" * 9 + "]" * 9)}, "record2": {}}).encode(), 422),
+    "too large": (json.dumps(HUGE).encode(), 413), "too long for the model": (json.dumps({"record1": {"a": "x" * 6_000}, "record2": {}}).encode(), 413)}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_body_that_is_no_pair_is_refused_with_its_reason(served, name):
+    body, status = REFUSED[name]
+    response = served().post("/match", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status and set(response.json()) == {"error"} and len(response.json()["error"]) > 10
+    assert "x" * 20 not in response.text and "Traceback" not in response.text
+
+
+def test_a_body_is_not_read_beyond_its_limit(served):
+    sent = []
+
+    def endless():
+        for _ in range(2_000):
+            sent.append(1)
+            yield b" " * 65_536
+
+    client = served()
+    with contextlib.suppress(httpx2.HTTPError):
+        assert client.post("/match", content=endless(), headers={"content-type": "application/json"}).status_code == 413
+    assert len(sent) < 1_000
+
+
+@pytest.mark.parametrize(("kind", "status"), [("application/json; charset=utf-8", 200), ("text/plain", 415), ("application/x-www-form-urlencoded", 415)])
+def test_the_content_type_is_asked_for(served, kind, status):
+    assert served().post("/match", content=json.dumps(PAIR), headers={"content-type": kind}).status_code == status
+
+
+def test_who_comes_when_the_line_is_full_is_told_when_to_come_again(served):
+    model = Model()
+    model.gate.clear()
+    client = served(model, limits=Limits(most_waiting=3))
+    with ThreadPoolExecutor(12) as pool:
+        waiting = [pool.submit(client.post, "/match", json=PAIR) for _ in range(12)]
+        time.sleep(1)
+        turned_away = [one.result() for one in waiting if one.done()]
+        assert turned_away and all(one.status_code == 429 and int(one.headers["retry-after"]) >= 1 for one in turned_away)
+        model.gate.set()
+        assert sorted({one.result().status_code for one in waiting}) == [200, 429]
+    assert client.post("/match", json=PAIR).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_others_go_on(served):
+    model = Model()
+    model.gate.clear()
+    client = served(model, limits=Limits(timeout_s=0.3))
+    response = client.post("/match", json=PAIR)
+    assert response.status_code == 504 and "0.3 s" in response.json()["error"]
+    model.gate.set()
+    assert client.post("/match", json=PAIR).status_code == 200
+
+
+def test_one_request_that_breaks_the_model_does_not_hurt_the_next(served):
+    client = served()
+    assert client.post("/match", json={"record1": {"a": "explode"}, "record2": {}}).status_code == 502
+    assert client.post("/match", json=PAIR).status_code == 200
+
+
+def test_a_model_that_writes_no_answer_gives_no_verdict(served):
+    response = served(Model(text="Sure! They are the same.")).post("/match", json=PAIR)
+    assert response.status_code == 502 and "result" not in response.json()
+
+
+# ---- keys, ids, logs
+
+
+def test_only_who_has_a_key_may_ask(served, tmp_path):
+    (tmp_path / "keys").write_text("# ours\nfirst-key-0123456789\nsecond-key-0123456789\n")
+    client = served(key_hashes=key_hashes(tmp_path / "keys"))
+    assert client.post("/match", json=PAIR).status_code == 401 and client.get("/metrics").status_code == 401
+    for key, status in (("first-key-0123456789", 200), ("second-key-0123456789", 200), ("second-key-012345678", 401), ("x", 401)):
+        response = client.post("/match", json=PAIR, headers={"authorization": f"Bearer {key}"})
+        assert response.status_code == status and ("www-authenticate" in response.headers) == (status == 401)
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--host", "0.0.0.0"), "whoever reaches this machine could ask"), (("--keys", "nowhere"), "nowhere: no such file"),
+    (("--queue", 0), "--queue 0: at least 1"),
+    (("--model_path", "nowhere"), "no such model folder"), (("--backend", "x"), "there is no such engine"), (("--workers", 0), "at least 1")])
+def test_a_wrong_start_is_told(words, message, capsys):
+    assert exit_code(serve, *words) == 2 and message in capsys.readouterr().err
+
+
+def test_short_keys_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEWARD_API_KEYS", "short")
+    with pytest.raises(UserError, match="key 1 of STEWARD_API_KEYS is shorter"):
+        key_hashes(None)
+
+
+def test_a_port_in_use_is_told_before_a_model_is_loaded(capsys):
+    server = Server(saying(GOOD))
+    assert exit_code(serve, "--port", server.http.server_port) == 2 and "choose another --port" in capsys.readouterr().err
+
+
+def test_a_requests_id_is_given_back_and_an_odd_one_replaced(served):
+    client = served()
+    assert client.get("/healthz", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert client.get("/healthz", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_the_log_holds_no_record_text_and_no_traceback(served, capfd):
+    client = served()
+    for body in (json.dumps(PAIR), json.dumps(PAIR | {"Zebulon": 1}), '{"Quux": ', json.dumps({"record1": {"Zebulon": "explode"}, "record2": {}}),
+                 json.dumps({"record1": {"Quux": "x" * 6_000}, "record2": {}}), json.dumps([PAIR]).replace("Quux", "\\ud800")):
+        client.post("/match", content=body, headers={"content-type": "application/json"})
+        client.post("/match/batch", content=body, headers={"content-type": "application/json"})
+    log = capfd.readouterr().err
+    assert not any(word in log for word in (*SECRETS, "Traceback", "explode"))
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    found = [line for line in lines if line["route"] == "/match"]
+    assert len(found) == 6 and all(line["request"] and line["ms"] >= 0 for line in found) and found[0]["result"] == "POSSIBLE"
+
+
+def test_an_error_that_nobody_expected_shows_no_words_of_the_client(served, monkeypatch, capfd):
+    client = served()
+    monkeypatch.setattr(service.app, "checked_pair", lambda value, limits: (_ for _ in ()).throw(RuntimeError(f"odd: {value}")))
+    response = client.post("/match", json=PAIR)
+    log = capfd.readouterr().err
+    assert response.status_code == 500 and response.headers["x-request-id"] in response.json()["error"]
+    assert "RuntimeError at test_serve.py" in log and not any(word in log + response.text for word in SECRETS)
+
+
+def test_records_are_logged_where_that_was_asked_for(served, capfd):
+    served(log_records=True).post("/match", json=PAIR)
+    assert "Zebulon" in capfd.readouterr().err
+
+
+# ---- a model behind a server elsewhere
+
+
+@pytest.fixture
+def upstream(monkeypatch):
+    servers = []
+    monkeypatch.setattr(openai_api, "TIMEOUT_S", 1.0)
+
+    def start(behave, **options):
+        servers.append(Server(behave, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+
+
+@contextlib.contextmanager
+def before(server, **settings):
+    with running(upstream=server.endpoint, model_path="steward", **settings) as client:
+        yield client
+
+
+def test_a_server_elsewhere_answers(upstream):
+    with before(upstream(saying(GOOD))) as client:
+        assert client.post("/match", json=PAIR).json() == json.loads(GOOD)
+        assert len(client.post("/match/batch", json=[PAIR] * 20).text.splitlines()) == 20
+
+
+@pytest.mark.parametrize(("behave", "status", "why"), [
+    (hang, 504, "timeout"), (cut, 502, "connection cut"), (saying("rubbish"), 502, "no answer that fits"), (saying("{", status=500), 502, "status 500"),
+    (saying("{", status=401), 502, "not allowed"), (saying("{", status=404), 502, "not found")])
+def test_a_server_that_fails_gives_no_verdict(upstream, behave, status, why, capfd):
+    with before(upstream(behave)) as client:
+        response = client.post("/match", json=PAIR)
+        assert response.status_code == status and why in response.json()["error"] and "result" not in response.json()
+        assert client.get("/healthz").status_code == 200
+    assert not any(word in capfd.readouterr().err for word in (*SECRETS, "Traceback"))
+
+
+def test_a_server_that_goes_down_makes_the_service_not_ready(upstream, monkeypatch):
+    monkeypatch.setattr(service.app, "READY_EVERY_S", 0.0)
+    server = upstream(saying(GOOD))
+    with before(server) as client:
+        assert client.get("/readyz").status_code == 200
+        server.http.shutdown()
+        server.http.server_close()
+        assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
+        assert client.post("/match", json=PAIR).status_code == 502
+
+
+# ---- the process
+
+
+@contextlib.contextmanager
+def process(*words, **environment):
+    port = _server.free_port()
+    command = [sys.executable, str(ROOT / "src/serve.py"), "--port", str(port), *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment, start_new_session=True) as one:
+        client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False, limits=httpx2.Limits(max_connections=64))
+        try:
+            until = time.monotonic() + 90
+            while one.poll() is None and time.monotonic() < until:
+                with contextlib.suppress(httpx2.HTTPError):
+                    if client.get("/readyz").status_code == 200:
+                        break
+                time.sleep(0.1)
+            yield one, client
+        finally:
+            client.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_whoever_was_let_in_before_sigterm_is_answered():
+    rows = [row["input"] for row in synthetic_rows(24, 3)]
+    with process() as (one, client):
+        with ThreadPoolExecutor(24) as pool:
+            waiting = [pool.submit(client.post, "/match", json=row) for row in rows]
+            time.sleep(0.5)
+            one.terminate()
+            found = [response.result() for response in waiting]
+        assert {response.status_code for response in found} == {200}
+        assert all(jsonschema.Draft202012Validator(TASK.answer_schema).is_valid(response.json()) for response in found)
+        assert one.wait(30) in (0, -signal.SIGTERM, 143) and "Traceback" not in one.stderr.read()
+
+
+@pytest.mark.slow
+def test_several_processes_serve_and_count_together():
+    with process("--workers", 2) as (one, client):
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda row: client.post("/match", json=row["input"]).status_code, synthetic_rows(12, 4)))
+        assert found == [200] * 12
+        counted = [line for line in client.get("/metrics").text.splitlines() if line.startswith('steward_http_requests_total{method="POST",route="/match"')]
+        assert [float(line.split()[-1]) for line in counted] == [12.0]
+        one.terminate()
+        one.wait(60)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_service_with_a_message(tmp_path):
+    import shutil
+
+    shutil.copytree(ROOT / "models/steward-mini", tmp_path / "m")
+    with open(tmp_path / "m/model.safetensors", "r+b") as file:
+        file.seek(5_000_000)
+        file.write(b"damaged!")
+    with process("--model_path", tmp_path / "m") as (one, _):
+        assert one.wait(60) == 1
+        said = one.stderr.read()
+        assert "damaged" in said and "the service did not start" in said and "Traceback" not in said
