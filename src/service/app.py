@@ -14,12 +14,14 @@ from pathlib import Path
 
 import jsonschema
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from common import UserError, WorkFailed, parsed_answer, sha256_text
 from constrained_decode import load_engine
 from service import chat, contract, metrics, review
-from service.bodies import Refused, check_type, checked_pair, parsed, read_body
+from service.bodies import Refused, check_type, checked_pair, kind_of, parsed, read_body
 from service.gate import Gate
 from service.line import Busy, Line, TooLong, Unanswered
 from service.settings import Settings, model_settings
@@ -52,6 +54,8 @@ def build(settings):
     chat.add_routes(app, service)
     review.add_routes(app, service)
     app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestValidationError, wrong_query)
+    app.add_exception_handler(HTTPException, no_route)
     app.add_middleware(Gate, settings=settings)
     contract.describe(app, settings)
     return app
@@ -59,6 +63,15 @@ def build(settings):
 
 async def refused(request, error):
     return JSONResponse({"error": error.words}, error.status, headers=error.headers)
+
+
+async def wrong_query(request, error):
+    """Which parameter is wrong, and not what was sent in it."""
+    return JSONResponse({"error": "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())}, 422)
+
+
+async def no_route(request, error):
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
 class Service:
@@ -212,19 +225,19 @@ def add_routes(app, service):
 
     @app.post("/match/batch", **contract.BATCH)
     async def batch(request: Request, detail: bool = False):
-        check_type(request)
+        kind = check_type(request)
         body = await read_body(request, service.limits.most_batch_bytes)
-        pairs = pairs_of(body)
+        pairs = pairs_of(body, is_lines=kind != "application/json")
         request.state.log = {"bytes": len(body), "pairs": len(pairs)}
         return StreamingResponse(streamed(service, pairs, detail), media_type="application/x-ndjson")
 
 
-def pairs_of(body):
+def pairs_of(body, is_lines):
     """The pairs of a list, or of one pair a line; a line that cannot be read keeps its place as the Refused that it raised."""
-    if body.lstrip()[:1] == b"[":
-        found = parsed(body)
-    else:
-        found = []
+    found = [] if is_lines else parsed(body)
+    if not isinstance(found, list):
+        raise Refused(422, f"a list of pairs is wanted, found {kind_of(found)}; one pair a line has the content type application/x-ndjson")
+    if is_lines:
         for line in filter(bytes.strip, body.split(b"\n")):
             try:
                 found.append(parsed(line))

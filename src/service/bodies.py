@@ -31,6 +31,7 @@ def check_type(request):
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in JSON_TYPES:
         raise Refused(415, "the body must be application/json")
+    return kind
 
 
 def parsed(body):

@@ -44,7 +44,7 @@ BATCH = {
     "summary": "Many pairs: a list, or one a line; one line of JSON each comes back, in order", "response_model": None,
     "responses": {200: {"description": "One verdict or error a line", "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
     | errors(400, 401, 413, 415, 422, 503),
-    "openapi_extra": json_body({"type": "array", "items": {"$ref": "#/components/schemas/Pair"}, "minItems": 1}, [PAIR])}
+    "openapi_extra": json_body({"type": "array", "minItems": 1, "items": {"description": "A pair; what is none is told in its place"}}, [PAIR])}
 HEALTHZ = {"summary": "The process is alive", "responses": answer("Alive", "State", {"status": "ok"})}
 READYZ = {
     "summary": "The model is loaded, its server answers",
@@ -54,20 +54,21 @@ METRICS = {"summary": "Prometheus metrics", "response_model": None,
            "responses": {200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}} | errors(401)}
 
 
-def value(levels):
-    """The schema of a record's value that nests so many levels."""
-    plain = [{"type": kind} for kind in ("string", "number", "boolean", "null")]
-    if not levels:
-        return {"anyOf": plain}
-    inner = value(levels - 1)
-    return {"anyOf": [*plain, {"type": "array", "items": inner, "maxItems": 50}, {"type": "object", "additionalProperties": inner, "maxProperties": 50}]}
+def values(most_levels):
+    """{name: schema} of a record's values, one for each number of levels that they may nest."""
+    plain, found = [{"type": kind} for kind in ("string", "number", "boolean", "null")], {}
+    for n in range(most_levels):
+        inner = {"$ref": f"#/components/schemas/Value{n - 1}"}
+        found[f"Value{n}"] = {"anyOf": [*plain, *([{"type": "array", "items": inner}, {"type": "object", "additionalProperties": inner}] if n else [])]}
+    return found
 
 
 def schemas(settings):
-    record = {"type": "object", "additionalProperties": value(2), "maxProperties": settings.limits.most_fields,
+    value = {"$ref": f"#/components/schemas/Value{settings.limits.most_levels - 1}"}
+    record = {"type": "object", "additionalProperties": value, "maxProperties": settings.limits.most_fields,
               "description": f"Field names and values; up to {settings.limits.most_levels} levels deep"}
     shares = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1}}
-    return {
+    return values(settings.limits.most_levels) | {
         "Error": ERROR,
         "State": {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]},
         "Pair": {"type": "object", "properties": {"record1": record, "record2": record}, "required": ["record1", "record2"], "additionalProperties": False},
@@ -100,7 +101,7 @@ def describe(app, settings):
 
 
 def said_by(role):
-    return {"type": "object", "properties": {"role": {"const": role}, "content": {"type": "string", "maxLength": 2000}}, "required": ["role", "content"]}
+    return {"type": "object", "properties": {"role": {"const": role}, "content": {"type": "string"}}, "required": ["role", "content"]}
 
 
 def few(*items):
@@ -112,21 +113,24 @@ MODELS = {"summary": "The model's name for OpenAI clients",
 CHAT = {
     "summary": "The same model for OpenAI clients; it answers by its own schema whatever is asked", "response_model": None,
     "responses": {200: {"description": "A completion, or with stream its pieces", "content": {
-        "application/json": {"schema": {"type": "object", "required": ["choices", "usage"]}}, "text/event-stream": {"schema": {"type": "string"}}}}}
+        "application/json": {"schema": {"type": "object", "required": ["choices", "usage"]}}, "text/event-stream": {}}}}
     | errors(400, 401, 404, 413, 415, 422, 429, 502, 503, 504),
     "openapi_extra": json_body(
         {"type": "object", "required": ["messages"], "properties": {
-            "model": {"const": "steward"}, "stream": {"type": "boolean"}, "logprobs": {"type": "boolean"},
+            "model": {"const": "steward"}, "stream": {"type": ["boolean", "null"]}, "logprobs": {"type": ["boolean", "null"]},
             "messages": {"anyOf": [few(said_by("user")), few(said_by("system"), said_by("user"))]}}},
         {"model": "steward", "messages": [{"role": "user", "content": "{\"record1\":{\"name\":\"Ann Lee\"},\"record2\":{\"name\":\"A. Lee\"}}"}]})}
 
 REVIEW_NEXT = {"summary": "The pair to review next, least certain first",
                "responses": {200: {"description": "A card, or null where nothing waits", "content": {"application/json": {"schema": {"type": "object"}}}}}
                | errors(401, 404)}
-DECISION = {"type": "object", "required": ["pair", "action", "reviewer"], "properties": {
-    "pair": {"type": "string"}, "action": {"enum": ["decide", "skip"]}, "verdict": {"enum": ["DUPLICATE", "POSSIBLE", "NO_MATCH"]},
-    "reason": {"type": "string", "maxLength": 1000}, "reasoning": {"type": "string", "maxLength": 1000},
-    "reviewer": {"type": "string", "minLength": 1, "maxLength": 100}, "seconds": {"type": "number"}, "blind": {"type": "boolean"}}}
+NAME = {"type": "string", "pattern": "^\\S.{0,98}$"}
+SAID = {"pair": {"type": "string"}, "reviewer": NAME, "seconds": {"type": "number"}, "blind": {"type": "boolean"},
+        "reason": {"type": "string", "maxLength": 1000}, "reasoning": {"type": "string", "maxLength": 1000}}
+DECISION = {"anyOf": [
+    {"type": "object", "required": ["pair", "action", "verdict", "reviewer"],
+     "properties": SAID | {"action": {"const": "decide"}, "verdict": {"enum": ["DUPLICATE", "POSSIBLE", "NO_MATCH"]}}},
+    {"type": "object", "required": ["pair", "action", "reviewer"], "properties": SAID | {"action": {"const": "skip"}}}]}
 REVIEW_DECIDE = {
     "summary": "Decide a pair, or skip it; on the disk before it is acknowledged", "response_model": None,
     "responses": {200: {"description": "The decision's number and hash", "content": {"application/json": {"schema": {"type": "object"}}}}}
@@ -137,7 +141,7 @@ REVIEW_UNDO = {
     "summary": "Take back the reviewer's last decision", "response_model": None,
     "responses": {200: {"description": "The pair that is open again", "content": {"application/json": {"schema": {"type": "object"}}}}}
     | errors(400, 401, 404, 409, 413, 415, 422, 507),
-    "openapi_extra": json_body({"type": "object", "required": ["reviewer"], "properties": {"reviewer": {"type": "string", "minLength": 1, "maxLength": 100}}},
+    "openapi_extra": json_body({"type": "object", "required": ["reviewer"], "properties": {"reviewer": NAME}},
                                {"reviewer": "kim"})}
 REVIEW_STATISTICS = {"summary": "Agreement, overrides, time a pair",
                      "responses": {200: {"description": "Numbers", "content": {"application/json": {"schema": {"type": "object"}}}}} | errors(401, 404)}

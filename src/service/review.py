@@ -6,6 +6,7 @@ The model answers them in the background while nobody else waits; those of whose
 import asyncio
 import contextlib
 import json
+import re
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ GUARD = {"Content-Security-Policy": "default-src 'none'; script-src 'self'; styl
          "Cache-Control": "no-cache"}
 SCORED_AT_ONCE = 8      # pairs that the background has in line
 IDLE_S = 0.2            # how often it looks whether the line is empty
+NAME = re.compile(contract.NAME["pattern"])
 LONGEST_NOTE = 1_000    # characters of a reason or a name
 
 
@@ -219,6 +221,8 @@ def checked(said, labels):
         raise Refused(422, f"verdict must be one of {', '.join(labels)}")
     if not isinstance(said.get("pair"), str):
         raise Refused(422, "pair must be the hash that /review/next gave")
+    if not isinstance(said.get("blind"), bool | None):
+        raise Refused(422, "blind must be true or false")
     for name in ("reason", "reasoning"):
         if not isinstance(said.get(name), str | None) or len(said.get(name) or "") > LONGEST_NOTE:
             raise Refused(422, f"{name} must be text of at most {LONGEST_NOTE:,} characters")
@@ -229,6 +233,6 @@ def checked(said, labels):
 
 def name_of(said):
     name = said.get("reviewer")
-    if not isinstance(name, str) or not 1 <= len(name.strip()) <= 100:
-        raise Refused(422, "reviewer must be a name of 1 to 100 characters")
+    if not isinstance(name, str) or not NAME.search(name):
+        raise Refused(422, "reviewer must be a name of 1 to 99 characters on one line, the first no space")
     return name

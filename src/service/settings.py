@@ -20,7 +20,7 @@ class Limits:
     most_body_bytes: int = 65_536
     most_batch_bytes: int = 16_777_216
     most_fields: int = 200
-    most_levels: int = 8
+    most_levels: int = 4
     most_waiting: int = 256         # requests in line; the next one gets 429
     timeout_s: float = 30.0         # from a request's arrival to its answer
 
