@@ -129,6 +129,31 @@ $(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
 	$(BENCH) --backend hf --verdicts --out $(R)/$*_hf_latency.csv
 endif
 
+## make serve             POST /match and the review page at http://127.0.0.1:8080, on the model that ships with the project (PORT=, REVIEW=pairs.jsonl, UPSTREAM=)
+## make serve-<model>     the same on a trained model (BACKEND=vllm: in this process on a GPU)
+PORT ?= 8080
+HOST ?= 127.0.0.1
+WORKERS ?= 1
+REVIEW ?=
+REVIEWS ?= $(ROOT)reviews$(SUB)
+UPSTREAM ?=
+KEYS ?=
+SERVE = $(PYTHON) src/serve.py --host $(HOST) --port $(PORT) --workers $(WORKERS) --backend $(BACKEND) --reviews $(REVIEWS) \
+	$(if $(REVIEW),--review $(REVIEW)) $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(TASK_FLAG)
+.PHONY: serve $(MODELS:%=serve-%)
+serve: $(ENV)
+	$(SERVE)
+$(MODELS:%=serve-%): serve-%: $(O)/%-merged/manifest.json
+	$(SERVE) --model_path $(O)/$*-merged
+
+## make review-verify     whether the stewards' decisions are what was written
+## make review-export     the decisions as training rows and preference pairs; pairs of the test rows stay out
+.PHONY: review-verify review-export
+review-verify: $(ENV)
+	@$(PYTHON) src/review_verify.py --decisions $(REVIEWS)/decisions.jsonl
+review-export: $(ENV)
+	@$(PYTHON) src/review_export.py --decisions $(REVIEWS)/decisions.jsonl --test $(D)/test.jsonl --out $(REVIEWS) $(TASK_FLAG)
+
 ## make baseline          what one would use instead, on the same rows: majority, gradient boosting, Splink
 .PHONY: baseline
 baseline: $(R)/baselines.json
@@ -200,4 +225,6 @@ help:
 	  SET "$(or $(SET),-)" "settings to override in training, e.g. train.lr=1e-4" LIMIT "$(or $(LIMIT),-)" "answer only so many test rows" \
 	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
 	  CONCURRENCY "$(CONCURRENCY)" "clients at a time in the benchmark" REQUESTS "$(or $(REQUESTS),-)" "requests it measures at each" \
+	  HOST "$(HOST)" "address that the service listens at" PORT "$(PORT)" "its port" WORKERS "$(WORKERS)" "its processes" KEYS "$(or $(KEYS),-)" "its file of API keys" \
+	  UPSTREAM "$(or $(UPSTREAM),-)" "server that answers for it" REVIEW "$(or $(REVIEW),-)" "pairs for its review page" REVIEWS "$(REVIEWS)" "the stewards' decisions" \
 	  SETS "$(or $(SETS),-)" "folder of imported record sets" WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"

@@ -16,7 +16,8 @@ from statistics import median
 import load_test
 from ask import SHIPPED, pairs_from_file
 from common import ROOT, Clock, UserError, WorkFailed, quiet_libraries, run, write_manifest
-from constrained_decode import Answer, _server
+from constrained_decode import Answer, _server, load_engine
+from predict import model_config
 from tasks import load_task
 
 CONCURRENCY = (1, 8, 32, 64)
@@ -27,11 +28,11 @@ def main():
     args = parse_args()
     clock, task = Clock(), load_task()
     quiet_libraries()
-    pairs = pairs_for(args, task)
-    levels = []
+    engine, levels = loaded(task), []
+    pairs = [pair for pair in pairs_for(args, task) if fits(engine, task.messages(pair))]
     with served(args) as (address, process):
         clients = load_test.Processes(Caller, (address,), max(args.concurrency))
-        direct = in_process(task)
+        direct = load_test.Here(load_test.MicroBatches(engine))
         for at, n_clients in enumerate(args.concurrency):
             contenders = [("service", clients, pairs), ("direct", direct, [task.messages(pair) for pair in pairs])]
             found = {}
@@ -90,13 +91,18 @@ class Caller:
         return Answer(response.text, reason, 0, 0, None, time.perf_counter() - start)
 
 
-def in_process(task):
-    from constrained_decode import load_engine
-    from predict import model_config
-
+def loaded(task):
     folder = ROOT / SHIPPED
-    engine = load_engine("hf").load(folder, task, model_config(argparse.Namespace(config=None, model_path=folder)))
-    return load_test.Here(load_test.MicroBatches(engine))
+    return load_engine("hf").load(folder, task, model_config(argparse.Namespace(config=None, model_path=folder)))
+
+
+def fits(engine, messages):
+    """Whether the model can read so much; the service would refuse it."""
+    try:
+        engine.check_prompt(messages)
+    except UserError:
+        return False
+    return True
 
 
 def measured(load, asked, n_clients, n_requests):

@@ -29,6 +29,7 @@ from tasks import load_task
 
 FAILED = []                 # why the model could not be loaded
 UPSTREAM_WORKERS = 64       # answers that a server elsewhere is asked for at a time
+BATCHES_AT_ONCE = 4         # of what waits the engine gets so many batches: sorted by length, little of them is padding
 BATCH_WINDOW = 64           # of a batch's pairs so many are in line at a time
 READY_EVERY_S = 5.0         # how long an upstream's last sign of life counts
 
@@ -108,7 +109,7 @@ class Service:
         else:
             engine = load_engine(self.settings.backend)
             self.engine = engine.load(self.settings.model_path, self.task, model_settings(self.settings), self.settings.batch_size)
-            n_workers, at_once = 1, self.engine.batch_size
+            n_workers, at_once = 1, BATCHES_AT_ONCE * self.engine.batch_size
         self.line = Line(self.engine, self.limits.most_waiting, n_workers, at_once)
         if self.settings.review_folder:
             self.reviews = review.Reviews(self, self.settings.review_folder, self.settings.review_pairs)
