@@ -18,6 +18,7 @@ ELSEWHERE = {
     "make test": "running now",
     "make setup": "test_setup.py, with a stand-in for pip and conda",
     "make demo": "test_demo.py",
+    "make serve": "test_serve.py, with README's own question",
     "docker build": "needs a Docker engine",
     "docker run": "needs a Docker engine",
 }

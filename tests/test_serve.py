@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -370,10 +371,11 @@ def test_a_server_that_goes_down_makes_the_service_not_ready(upstream, monkeypat
 
 
 @contextlib.contextmanager
-def process(*words, **environment):
+def process(*words, command=(sys.executable, str(ROOT / "src/serve.py")), **environment):
     port = _server.free_port()
-    command = [sys.executable, str(ROOT / "src/serve.py"), "--port", str(port), *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment, start_new_session=True) as one:
+    command = [*command, f"PORT={port}"] if command[0] == "make" else [*command, "--port", str(port), *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, start_new_session=True, **pipes) as one:
         client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False, limits=httpx2.Limits(max_connections=64))
         try:
             until = time.monotonic() + 90
@@ -401,6 +403,16 @@ def test_whoever_was_let_in_before_sigterm_is_answered():
         assert {response.status_code for response in found} == {200}
         assert all(jsonschema.Draft202012Validator(TASK.answer_schema).is_valid(response.json()) for response in found)
         assert one.wait(30) in (0, -signal.SIGTERM, 143) and "Traceback" not in one.stderr.read()
+
+
+@pytest.mark.slow
+def test_the_readmes_command_serves_and_its_question_is_answered():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [question] = re.findall(r"^curl http://127.0.0.1:8080/match -H 'content-type: application/json' -d '(.*)'$", readme, re.M)
+    with process(command=("make", "serve", f"PY={sys.executable}", "REVIEWS=unused")) as (one, client):
+        response = client.post("/match", content=question, headers={"content-type": "application/json"})
+        assert response.status_code == 200 and set(response.json()) == {"result", "reasoning"}
+        one.terminate()
 
 
 @pytest.mark.slow
