@@ -59,6 +59,8 @@ def settings_of(args):
             raise UserError(f"--{name} {given}: at least {least}")
     if args.config:
         existing_file(args.config, "a YAML of configs/")
+    if args.keep_traffic and args.workers > 1:
+        raise UserError("--keep_traffic: kept requests are in one process's memory; --workers 1")
     hashes = key_hashes(args.keys)
     if args.host not in LOOPBACK and not hashes:
         raise UserError(f"--host {args.host}: whoever reaches this machine could ask; give --keys <file with one key a line>, or stay at 127.0.0.1")
@@ -87,7 +89,7 @@ def serve(settings):
 
     options = {"factory": True, "host": settings.host, "port": settings.port, "access_log": False, "log_level": "warning", "server_header": False,
                "timeout_graceful_shutdown": DRAINED_WITHIN_S, "timeout_keep_alive": 30}
-    print(f"serving at http://{settings.host}:{settings.port} (POST /match, the page at /, the routes at /docs)", flush=True)
+    print(f"serving at http://{settings.host}:{settings.port} (POST /match, the review page at /, the routes in /openapi.json)", flush=True)
     if settings.workers > 1:
         with shared_metrics():
             uvicorn.run("service.app:application", workers=settings.workers, **options)

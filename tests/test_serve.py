@@ -19,6 +19,7 @@ import uvicorn
 
 import serve
 import service.app
+import service.review
 from common import ROOT, UserError
 from constrained_decode import Answer, _server, openai_api
 from pipeline import exit_code
@@ -164,6 +165,28 @@ def test_the_projects_own_engine_can_ask_the_service(served, streams):
     assert answer.probabilities == pytest.approx(SHARES)
 
 
+def test_answered_requests_can_be_kept_for_review_the_least_certain_of_them(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(service.review, "MOST_PASSING", 3)
+
+    class Growing(Model):
+        def answers(self, conversations):
+            for at, messages in enumerate(conversations):
+                share = 0.5 + int(json.loads(messages[-1]["content"])["record1"]["n"]) / 100
+                yield at, Answer(GOOD, "stop", 50, 20, {"DUPLICATE": 1 - share, "POSSIBLE": share, "NO_MATCH": 0.0}, 0.01)
+
+    client = served(Growing(), review_folder=str(tmp_path), keep_traffic=True)
+    for n in (9, 5, 7, 30, 1, 5):
+        client.post("/match", json={"record1": {"n": n}, "record2": {"n": n}})
+    told = client.get("/review/next").json()
+    assert told["progress"]["pairs"] == 3 and told["card"]["records"]["record1"]["n"] == 1
+    assert not any(path.name != "decisions.jsonl" and path.stat().st_size for path in tmp_path.iterdir()), "nothing of them is on the disk"
+
+
+def test_review_routes_say_what_is_missing(served):
+    response = served().get("/review/next")
+    assert response.status_code == 404 and "--review" in response.json()["error"]
+
+
 # ---- what is refused
 
 
@@ -258,7 +281,8 @@ def test_only_who_has_a_key_may_ask(served, tmp_path):
 @pytest.mark.parametrize(("words", "message"), [
     (("--host", "0.0.0.0"), "whoever reaches this machine could ask"), (("--keys", "nowhere"), "nowhere: no such file"),
     (("--queue", 0), "--queue 0: at least 1"),
-    (("--model_path", "nowhere"), "no such model folder"), (("--backend", "x"), "there is no such engine"), (("--workers", 0), "at least 1")])
+    (("--model_path", "nowhere"), "no such model folder"), (("--backend", "x"), "there is no such engine"), (("--workers", 0), "at least 1"),
+    (("--workers", 2, "--keep_traffic"), "--workers 1")])
 def test_a_wrong_start_is_told(words, message, capsys):
     assert exit_code(serve, *words) == 2 and message in capsys.readouterr().err
 
@@ -413,6 +437,42 @@ def test_the_readmes_command_serves_and_its_question_is_answered():
         response = client.post("/match", content=question, headers={"content-type": "application/json"})
         assert response.status_code == 200 and set(response.json()) == {"result", "reasoning"}
         one.terminate()
+
+
+@pytest.mark.slow
+def test_a_service_killed_amid_decisions_keeps_every_one_that_it_acknowledged(tmp_path):
+    import decisions
+
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(24, 5)), encoding="utf-8")
+    acknowledged = []
+    with process("--review", tmp_path / "pairs.jsonl", "--reviews", tmp_path / "reviews") as (one, client):
+        until = time.monotonic() + 60
+        while client.get("/review/statistics").json()["progress"]["answered"] < 12:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+        def steward(name):
+            with contextlib.suppress(httpx2.HTTPError):
+                while True:
+                    card = client.get("/review/next").json()["card"]
+                    if card is None:
+                        client.post("/review/undo", json={"reviewer": name})
+                        continue
+                    decided = client.post("/review/decide", json={"pair": card["pair"], "action": "decide", "verdict": "POSSIBLE", "reviewer": name})
+                    acknowledged.append(decided.json()["hash"])
+
+        stewards = [threading.Thread(target=steward, args=(f"steward {at}",)) for at in range(4)]
+        for thread in stewards:
+            thread.start()
+        time.sleep(2)
+        os.killpg(one.pid, signal.SIGKILL)
+        for thread in stewards:
+            thread.join(20)
+    path = tmp_path / "reviews" / "decisions.jsonl"
+    decisions.Decisions(path)
+    kept = [entry["hash"] for entry in decisions.read(path) if entry["action"] != "undo"]
+    assert decisions.problems(path) == [] and len(acknowledged) > 10 and set(acknowledged) <= set(kept)
+    assert len(kept) <= len(acknowledged) + len(stewards), "at most what each was waiting for"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from common import UserError, WorkFailed, parsed_answer, sha256_text
+from common import UserError, WorkFailed, parsed_answer, read_json, sha256_text
 from constrained_decode import load_engine
 from service import chat, contract, metrics, review
 from service.bodies import Refused, check_type, checked_pair, kind_of, parsed, read_body
@@ -49,7 +49,7 @@ def build(settings):
         service.close()
         background.cancel()
 
-    app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, redoc_url=None)
+    app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, docs_url=None, redoc_url=None)
     app.state.service = service
     add_routes(app, service)
     chat.add_routes(app, service)
@@ -172,10 +172,12 @@ class Service:
 
 
 def fingerprint(settings):
-    """Of the model's files, where they are here."""
+    """Of the model's weights, as its manifest names them, else of its files."""
     from predict import model_identity
 
-    return sha256_text(json.dumps(model_identity(settings.model_path)))
+    manifest = Path(settings.model_path) / "manifest.json"
+    named = read_json(manifest).get("weights_sha256") if manifest.is_file() else None
+    return named or sha256_text(json.dumps(model_identity(settings.model_path)))
 
 
 def too_busy(after_s, why=None):

@@ -14,7 +14,7 @@ import traceback
 
 from service.metrics import HTTP_SECONDS, IN_FLIGHT, REQUESTS
 
-OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/docs", "/page.js", "/page.css", "/favicon.ico")
+OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/page.js", "/page.css", "/favicon.ico")
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

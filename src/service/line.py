@@ -33,7 +33,7 @@ class Unanswered(Exception):
     """The engine failed; the words are for an operator and hold no record text."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiting:
     messages: list
     loop: object

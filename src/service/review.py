@@ -29,6 +29,7 @@ GUARD = {"Content-Security-Policy": "default-src 'none'; script-src 'self'; styl
 SCORED_AT_ONCE = 8      # pairs that the background has in line
 IDLE_S = 0.2            # how often it looks whether the line is empty
 NAME = re.compile(contract.NAME["pattern"])
+MOST_PASSING = 2_000    # answered requests that are kept for review
 LONGEST_NOTE = 1_000    # characters of a reason or a name
 
 
@@ -50,17 +51,28 @@ class Reviews:
     def __init__(self, service, folder, pairs_file=None):
         self.service, self.task, self.folder = service, service.task, Path(folder)
         self.decisions = Decisions(self.folder / "decisions.jsonl")
-        self.items, self.entries, self.offset = {}, [], 0
+        self.items, self.entries, self.offset, self.passing = {}, [], 0, set()
         for named, case in pairs_from_file(pairs_file, self.task) if pairs_file else ():
             self.offer(case, named.get("id"))
         self._read_answers()
         self.refresh()
 
     def offer(self, case, id=None, told=None):
-        """Put a pair into the queue, unless it is there."""
-        item = self.items.setdefault(pair_hash(self.task, case), Item(pair_hash(self.task, case), case, id))
-        if told and not item.told:
-            item.told = told
+        """Put a pair into the queue, unless it is there; answered ones that came by push out surer ones where there are too many."""
+        pair = pair_hash(self.task, case)
+        if pair in self.items:
+            return
+        item = Item(pair, case, id, told or {})
+        if told:
+            passing = [one for one in self.passing if one in self.items]
+            if len(passing) >= MOST_PASSING:
+                surest = max(passing, key=lambda one: self.items[one].certainty)
+                if self.items[surest].certainty <= item.certainty:
+                    return
+                passing.remove(surest)
+                del self.items[surest]
+            self.passing = {*passing, pair}
+        self.items[pair] = item
 
     @property
     def answers_path(self):
