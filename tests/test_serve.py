@@ -369,6 +369,23 @@ def test_a_server_elsewhere_answers(upstream):
         assert len(client.post("/match/batch", json=[PAIR] * 20).text.splitlines()) == 20
 
 
+def test_an_engine_that_is_a_server_is_started_and_stopped_with_the_service(upstream, monkeypatch):
+    """As --backend vllm and sglang are."""
+    server, life = upstream(saying(GOOD)), []
+
+    @contextlib.contextmanager
+    def start(model_path, task, config, n_rows, more, log):
+        life.append("started")
+        yield server.endpoint, {}
+        life.append("stopped")
+
+    module = SimpleNamespace(serve=start, connect=openai_api.connect)
+    monkeypatch.setattr(service.app, "load_engine", lambda name: module)
+    with running(backend="vllm") as client:
+        assert client.post("/match", json=PAIR).json() == json.loads(GOOD) and life == ["started"]
+    assert life == ["started", "stopped"]
+
+
 @pytest.mark.parametrize(("behave", "status", "why"), [
     (hang, 504, "timeout"), (cut, 502, "connection cut"), (saying("rubbish"), 502, "no answer that fits"), (saying("{", status=500), 502, "status 500"),
     (saying("{", status=401), 502, "not allowed"), (saying("{", status=404), 502, "not found")])

@@ -139,6 +139,10 @@ class Engine:
     def verdicts(self, conversations):
         yield from self._all(self._verdict, conversations)
 
+    def answer(self, messages):
+        """One answer, from many threads at a time."""
+        return self._answer(messages)
+
     def ask(self, messages):
         """One answer, streamed, so that the time of its first token is known."""
         return self._answer(messages, streams=True)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -48,6 +49,7 @@ def build(settings):
         yield
         service.close()
         background.cancel()
+        await asyncio.to_thread(service.stack.close)
 
     app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -82,7 +84,7 @@ class Service:
         self.settings, self.limits, self.task = settings, settings.limits, load_task(settings.task)
         self.schema = jsonschema.Draft202012Validator(self.task.answer_schema)
         self.engine = self.line = self.reviews = None
-        self.is_open = True
+        self.is_open, self.stack = True, contextlib.ExitStack()
         self.last_sign_s, self.fingerprint = 0.0, fingerprint(settings)
 
     async def run(self):
@@ -102,13 +104,19 @@ class Service:
 
     def start(self):
         """Load the model, or find its server."""
-        if self.settings.upstream:
-            self.engine = load_engine("openai_api").load(self.settings.model_path, self.task, model_settings(self.settings),
-                                                         self.settings.batch_size or UPSTREAM_WORKERS, endpoint=self.settings.upstream)
-            n_workers, at_once = self.settings.batch_size or UPSTREAM_WORKERS, 1
+        settings, config = self.settings, model_settings(self.settings)
+        n_workers, at_once = settings.batch_size or UPSTREAM_WORKERS, 1
+        module = load_engine("openai_api" if settings.upstream else settings.backend)
+        if settings.upstream:
+            self.engine = module.load(settings.model_path, self.task, config, n_workers, endpoint=settings.upstream)
+        elif hasattr(module, "serve"):
+            # An engine that is a server of its own: started with the service, and stopped with it.
+            log = Path(tempfile.gettempdir()) / f"steward_{settings.backend}_{settings.port}.log"
+            address, _ = self.stack.enter_context(module.serve(settings.model_path, self.task, config, n_workers, "", log))
+            self.engine = module.connect(settings.model_path, settings.task, config, address, n_workers)
+            self.engine.check()
         else:
-            engine = load_engine(self.settings.backend)
-            self.engine = engine.load(self.settings.model_path, self.task, model_settings(self.settings), self.settings.batch_size)
+            self.engine = module.load(settings.model_path, self.task, config, settings.batch_size)
             n_workers, at_once = 1, BATCHES_AT_ONCE * self.engine.batch_size
         self.line = Line(self.engine, self.limits.most_waiting, n_workers, at_once)
         if self.settings.review_folder:
@@ -123,7 +131,7 @@ class Service:
         """Whether the next request would be answered: the model is loaded, its server gives a sign of life."""
         if self.line is None or not self.is_open:
             return False
-        if not self.settings.upstream or time.monotonic() - self.last_sign_s < READY_EVERY_S:
+        if not hasattr(self.engine, "is_up") or time.monotonic() - self.last_sign_s < READY_EVERY_S:
             return True
         if await asyncio.to_thread(self.engine.is_up):
             self.last_sign_s = time.monotonic()

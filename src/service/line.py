@@ -124,9 +124,9 @@ class Line:
                 self.recent.append((time.monotonic() - start) / len(batch) / self.n_workers)
 
     def _answer(self, batch):
-        if hasattr(self.engine, "ask"):
+        if hasattr(self.engine, "answer"):
             for one in batch:
-                one.tell(self.engine.ask(one.messages))
+                one.tell(self.engine.answer(one.messages))
             return
         fitting, too_long = self._sorted_out(batch)
         for one, words in too_long:
