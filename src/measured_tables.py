@@ -99,8 +99,9 @@ def gpu_speed_table(folder):
         words = model and RUNS.get(path.stem.removeprefix(f"{model}_"))
         if not words:
             raise UserError(f"{path}: its name must be <model>_<run>.json, a model of configs/ and one of {', '.join(RUNS)}")
-        closed = {level["concurrency"]: level for level in read_json(path)["levels"] if level["form"] == "closed"}
-        bulk = {level["form"]: level for level in read_json(path)["levels"]}
+        levels = read_json(path)["levels"]
+        closed = {level["concurrency"]: level for level in levels if level["form"] == "closed"}
+        bulk = {level["form"]: level for level in levels}
         rates = (cell(closed, n, "req_per_s", ".1f") for n in LOADS)
         lines.append(f"| {model} {words} | {cell(closed, 1, 'n', 'd')} | {cell(closed, 1, 'p50_ms', ',.0f')} | {cell(closed, 1, 'p50_of_floor', '.1f')} "
                      f"| {' | '.join(rates)} | {cell(closed, LOADS[-1], 'req_per_s_of_floor_pct', '.0f')} "

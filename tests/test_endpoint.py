@@ -23,6 +23,10 @@ GOOD = '{"result":"POSSIBLE","reasoning":"Needs review: name matches."}'
 QUESTION = [{"role": "user", "content": "?"}]
 
 
+class Http(ThreadingHTTPServer):
+    request_queue_size = 128    # of connections that wait to be taken; the library's 5 refuses some of a benchmark's clients on a busy machine
+
+
 class Server:
     """An endpoint whose every answer to a question is what the test says; the canary is obeyed unless told otherwise."""
 
@@ -48,7 +52,7 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = Http(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
         self.endpoint = f"http://127.0.0.1:{self.http.server_port}/v1"
 

@@ -291,8 +291,7 @@ def test_clients_end_with_the_benchmark_that_started_them():
     script = ("import sys, time; sys.path[:0] = ['src', 'tests']\n"
               "from load_test import Processes; from test_latency import Failing\n"
               "if __name__ == '__main__':\n    load = Processes(Failing, ('well',), 1); print(load.workers[0].pid, flush=True); time.sleep(60)")
-    folder = ROOT / "tests"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=folder.parent, stdout=subprocess.PIPE, text=True) as outer:
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as outer:
         pid = int(outer.stdout.readline())
         outer.kill()
     until = time.monotonic() + 10

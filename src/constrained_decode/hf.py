@@ -164,9 +164,11 @@ class Engine:
             asked = self._prompts(conversations)
             fitting = [prompt for prompt in asked if len(prompt) + self.gen.max_new_tokens <= self.rope.longest]
             # A batch with a longer prompt is answered without graphs.
-            if fitting and self.rope.fits(max(map(len, fitting)) + self.gen.max_new_tokens):
+            if fitting:
+                longest = max(fitting, key=len)
+                self.rope.fits(len(longest) + self.gen.max_new_tokens)
                 with torch.inference_mode():
-                    self.shapes.prepare([max(fitting, key=len) + self.branch.opening], self.batch_size)
+                    self.shapes.prepare([longest + self.branch.opening], self.batch_size)
 
     def check_prompt(self, messages):
         """A UserError where the model cannot read so much."""

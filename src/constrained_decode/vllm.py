@@ -56,7 +56,7 @@ def serve(model_path, task, config, n_rows, more, log, constrained=True, random_
     address = {"host": "127.0.0.1", "port": port, "stream_interval": config.gen.max_new_tokens}
     options = engine_options(reader, task, config, max(ROWS, n_rows), random_weights) | address
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options), *shlex.split(more)]
-    with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT if constrained else ()):
+    with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT if constrained else {}):
         yield f"http://127.0.0.1:{port}/v1", _server.facts("vllm", command)
 
 
