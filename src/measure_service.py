@@ -1,7 +1,8 @@
 """What HTTP and the waiting line cost: python src/measure_service.py --out reports/service.json
 
 The same pairs are answered by the model in this process and by the service it starts, clients in processes of their own, at every --concurrency in
-turn, and the order of the two changes from one level to the next. --overload sends that many times what the service managed, for --seconds.
+turn, and the order of the two changes from one level to the next. With --upstream the service stands before that server, which is asked directly for
+comparison. --overload sends that many times what the service managed, for --seconds.
 """
 
 import argparse
@@ -12,13 +13,18 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jsonschema
 
 import load_test
 from ask import SHIPPED, pairs_from_file
-from common import ROOT, Clock, UserError, WorkFailed, quiet_libraries, run, write_manifest
-from constrained_decode import Answer, _server, load_engine
+from common import ROOT, Clock, UserError, WorkFailed, parsed_answer, quiet_libraries, run, write_manifest
+from constrained_decode import Answer, _server, load_engine, openai_api
 from predict import model_config
-from tasks import load_task
+from service.settings import model_settings
+from tasks import DEFAULT, load_task
 
 CONCURRENCY = (1, 8, 32, 64)
 WARM_UP = 2         # requests a client
@@ -26,31 +32,29 @@ WARM_UP = 2         # requests a client
 
 def main():
     args = parse_args()
-    clock, task = Clock(), load_task()
+    clock, task, told = Clock(), load_task(), {"levels": [], "overload": None}
     quiet_libraries()
-    engine, levels = loaded(task), []
-    pairs = [pair for pair in pairs_for(args, task) if fits(engine, task.messages(pair))]
-    with served(args) as (address, process):
-        clients = load_test.Processes(Caller, (address,), max(args.concurrency))
-        direct = load_test.Here(load_test.MicroBatches(engine))
-        for at, n_clients in enumerate(args.concurrency):
-            contenders = [("service", clients, pairs), ("direct", direct, [task.messages(pair) for pair in pairs])]
-            found = {}
-            for name, load, asked in contenders[::-1] if at % 2 else contenders:
-                found[name] = measured(load, asked, n_clients, args.requests)
-            levels.append({"concurrency": n_clients, **found, "service_of_direct": round(found["service"]["req_per_s"] / found["direct"]["req_per_s"], 3)})
-            print(f"{n_clients} at a time: service {found['service']['req_per_s']:.1f} requests/s, p50 {found['service']['p50_ms']:.0f} ms; "
-                  f"direct {found['direct']['req_per_s']:.1f}, {found['direct']['p50_ms']:.0f} ms; {levels[-1]['service_of_direct']:.2f} of it", flush=True)
-        overload = overloaded(args, address, process, pairs, levels) if args.overload else None
-        clients.close()
-    write_manifest(args.out, clock, levels=levels, overload=overload, requests=args.requests, model=SHIPPED)
-    print(f"in {args.out}")
+    try:
+        with contenders(args, task) as (service, direct, process):
+            for at, n_clients in enumerate(args.concurrency):
+                told["levels"].append(level(service, direct, n_clients, args, direct_first=at % 2, task=task))
+            if args.overload:
+                told["overload"] = overloaded(args, service, process, told["levels"])
+    finally:
+        # What was measured stays, whatever came then.
+        write_manifest(args.out, clock, **told, requests=args.requests, workers=args.workers, upstream=bool(args.upstream), model=args.model_path or SHIPPED)
+        print(f"in {args.out}")
+    if told["overload"] and set(told["overload"]["statuses"]) - {"200", "429"}:
+        raise WorkFailed(f"under overload other answers came than 200 and 429: {told['overload']['statuses']}")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--pairs", help="pairs to ask about (default: synthetic ones)")
+    parser.add_argument("--upstream", help="OpenAI-compatible server that the service stands before and is compared with, as http://localhost:8000/v1")
+    parser.add_argument("--model_path", default="", help="the model's name there (default: the first that it lists)")
+    parser.add_argument("--workers", type=int, default=1, help="the service's processes (default 1)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCY, help="clients at a time (default 1 8 32 64)")
     parser.add_argument("--requests", type=int, default=10_000, help="requests over all levels (default 10,000)")
     parser.add_argument("--overload", type=float, default=0, help="times the measured rate to send then (default: not)")
@@ -67,11 +71,39 @@ def pairs_for(args, task):
     return [row["input"] for row in task.module("synthetic").rows(2_000, 1)]
 
 
+class Asked(NamedTuple):
+    """Who is asked: what sends the load, and the questions in its form."""
+
+    load: object
+    questions: list
+    address: str | None = None
+
+
+@contextlib.contextmanager
+def contenders(args, task):
+    """(the service, what stands behind it, the service's process)"""
+    pairs, most = pairs_for(args, task), max(args.concurrency)
+    with contextlib.ExitStack() as stack:
+        if args.upstream:
+            load = load_test.Processes(Upstream, (args.upstream, args.model_path, most), most)
+            stack.callback(load.close)
+        else:
+            engine = loaded(task)
+            load = load_test.Here(load_test.MicroBatches(engine))
+            pairs = [pair for pair in pairs if fits(engine, task.messages(pair))]
+        address, process = stack.enter_context(served(args))
+        clients = load_test.Processes(Caller, (address,), most)
+        stack.callback(clients.close)
+        yield Asked(clients, pairs, address), Asked(load, [task.messages(pair) for pair in pairs]), process
+
+
 @contextlib.contextmanager
 def served(args):
+    """(the service's address, its process)"""
     port = _server.free_port()
     log = args.out.with_suffix(".log")
-    command = [sys.executable, str(ROOT / "src/serve.py"), "--port", str(port)]
+    command = [sys.executable, str(ROOT / "src/serve.py"), "--port", str(port), "--workers", str(args.workers)]
+    command += ["--upstream", args.upstream, "--model_path", args.model_path] if args.upstream else []
     with _server.running(command, f"http://127.0.0.1:{port}/readyz", log) as process:
         yield f"http://127.0.0.1:{port}", process
 
@@ -91,6 +123,17 @@ class Caller:
         return Answer(response.text, reason, 0, 0, None, time.perf_counter() - start)
 
 
+class Upstream:
+    """A client of the server behind the service, which asks as the service does."""
+
+    def __init__(self, endpoint, model, n_clients):
+        config = model_settings(SimpleNamespace(upstream=endpoint, config=None, model_path=model))
+        self.engine = openai_api.connect(model, DEFAULT, config, endpoint, n_clients)
+
+    def ask(self, messages):
+        return self.engine.answer(messages, with_shares=False)
+
+
 def loaded(task):
     folder = ROOT / SHIPPED
     return load_engine("hf").load(folder, task, model_config(argparse.Namespace(config=None, model_path=folder)))
@@ -105,37 +148,51 @@ def fits(engine, messages):
     return True
 
 
-def measured(load, asked, n_clients, n_requests):
-    n = max(n_clients * 4, n_requests // len(CONCURRENCY))
+def level(service, direct, n_clients, args, direct_first, task):
+    """Both at one load, and the one's rate over the other's."""
+    schema, found = jsonschema.Draft202012Validator(task.answer_schema), {}
+    for name, asked in [("direct", direct), ("service", service)][::1 if direct_first else -1]:
+        found[name] = measured(asked, n_clients, max(n_clients * 4, args.requests // len(args.concurrency)), schema)
+    share = round(found["service"]["req_per_s"] / found["direct"]["req_per_s"], 3)
+    told = [f"{name} {one['req_per_s']:.1f} requests/s, p50 {one['p50_ms']:.0f} ms, p95 {one['p95_ms']:.0f}, {one['n_valid']:,} of {one['n']:,} valid"
+            for name, one in sorted(found.items(), reverse=True)]
+    print(f"{n_clients} at a time: {'; '.join(told)}; {share:.2f} of it", flush=True)
+    return {"concurrency": n_clients, **found, "service_of_direct": share}
+
+
+def measured(asked, n_clients, n, schema):
     level = load_test.Level("closed", n, n_clients)
-    load.run([asked[at % len(asked)] for at in range(WARM_UP * n_clients)], level)
-    records = load.run([asked[at % len(asked)] for at in range(n)], level)
+    asked.load.run(dealt(asked.questions, WARM_UP * n_clients), level)
+    records = asked.load.run(dealt(asked.questions, n), level)
     seconds = max(one["done_s"] for one in records) - min(one["sent_s"] for one in records)
     times = sorted(1000 * one["latency_s"] for one in records)
     failed = [one["answer"].finish_reason for one in records if one["answer"].finish_reason.startswith("failed")]
-    return {"n": n, "failed": failed[:5], "n_failed": len(failed), "req_per_s": round(n / seconds, 2), "p50_ms": round(median(times), 2),
+    n_valid = sum(parsed_answer(one["answer"].text, schema) is not None for one in records)
+    return {"n": n, "failed": failed[:5], "n_failed": len(failed), "n_valid": n_valid, "req_per_s": round(n / seconds, 2), "p50_ms": round(median(times), 2),
             "p95_ms": round(times[int(0.95 * len(times))], 2)}
 
 
-def overloaded(args, address, process, pairs, levels):
+def dealt(questions, n):
+    return [questions[at % len(questions)] for at in range(n)]
+
+
+def overloaded(args, service, process, levels):
     """Requests at a multiple of the best rate; how they ended, the service's memory, and how soon it answers again."""
     rate = args.overload * max(level["service"]["req_per_s"] for level in levels)
     n = int(rate * args.seconds)
     before = memory_mib(process.pid)
-    clients = load_test.Processes(Caller, (address,), 4 * load_test.CLIENTS_A_PROCESS)
-    records = clients.run([pairs[at % len(pairs)] for at in range(n)], load_test.Level("open", n, rate=rate))
+    clients = load_test.Processes(Caller, (service.address,), 4 * load_test.CLIENTS_A_PROCESS)
+    records = clients.run(dealt(service.questions, n), load_test.Level("open", n, rate=rate))
     statuses = {}
     for one in records:
         reason = one["answer"].finish_reason
         name = "200" if reason == "stop" else reason.removeprefix("failed: status ")
         statuses[name] = statuses.get(name, 0) + 1
-    again = Caller(address).ask(pairs[0])
+    again = Caller(service.address).ask(service.questions[0])
     clients.close()
     told = {"rate_per_s": round(rate, 1), "n": n, "statuses": statuses, "memory_mib": [before, memory_mib(process.pid)],
             "next_answer": again.finish_reason, "next_answer_ms": round(1000 * again.seconds, 1)}
     print(f"overload: {json.dumps(told)}", flush=True)
-    if set(statuses) - {"200", "429"}:
-        raise WorkFailed(f"under overload other answers came than 200 and 429: {statuses}")
     return told
 
 

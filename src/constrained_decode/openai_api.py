@@ -7,6 +7,7 @@ as an answer or as a counted failure, and a failure is no verdict. Before anythi
 import json
 import math
 import os
+import re
 import secrets
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ LONGEST_WAIT_S = 20.0   # before trying again, whatever the server asks for
 TOP_LOGPROBS = 20
 VERDICT_TOKENS = 24     # enough to get past the verdict however the server spells the opening
 BUSY = (429, 502, 503)
+TOO_LONG = re.compile(r"context|too long|exceed|maximum", re.I)     # in a server's words about a prompt that it cannot read
 
 
 def load(model_path, task, config, batch_size=None, constrained=True, endpoint=None):
@@ -139,9 +141,9 @@ class Engine:
     def verdicts(self, conversations):
         yield from self._all(self._verdict, conversations)
 
-    def answer(self, messages):
-        """One answer, from many threads at a time."""
-        return self._answer(messages)
+    def answer(self, messages, with_shares):
+        """One answer, from many threads at a time; the verdict's shares cost a server time."""
+        return self._answer(messages, with_shares=with_shares)
 
     def ask(self, messages):
         """One answer, streamed, so that the time of its first token is known."""
@@ -153,10 +155,10 @@ class Engine:
             for done in as_completed(waiting):
                 yield waiting[done], done.result()
 
-    def _answer(self, messages, streams=False):
-        start = time.perf_counter()
+    def _answer(self, messages, streams=False, with_shares=None):
+        start, schema = time.perf_counter(), self.task.answer_schema if self.constrained else None
         try:
-            reply = self._asked(messages, self.gen.max_new_tokens, self.task.answer_schema if self.constrained else None, self.tells_probabilities, streams)
+            reply = self._asked(messages, self.gen.max_new_tokens, schema, self.tells_probabilities if with_shares is None else with_shares, streams)
         except Failure as failure:
             self.outcomes[str(failure).split(":")[0]] += 1
             return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start, overruled=None, late=None)
@@ -256,6 +258,8 @@ def reply_of(response, start):
         words = "" if "html" in response.headers.get("content-type", "") else response.text.strip().replace("\n", " ")[:200]
         kind = {401: "not allowed: the API key is missing or wrong (OPENAI_API_KEY)", 403: "not allowed: the API key may not use this model",
                 404: "not found: wrong model name or address"}.get(response.status_code, f"status {response.status_code}")
+        if response.status_code in (400, 413) and TOO_LONG.search(words):
+            kind = "too long"
         raise Failure(f"{kind}: {words}" if words else kind)
     try:
         if "text/event-stream" in response.headers.get("content-type", ""):

@@ -196,6 +196,14 @@ class Client(openai_api.Engine):
         if self.constrained and (answer.late or parsed_answer(answer.text, self.schema) is None):
             raise UserError(f"{self.endpoint}: the server does not hold its answers to the schema ({answer.text[:80]!r}); is {PROCESSOR} loaded in it?")
 
+    def answer(self, messages, with_shares):
+        """The shares are asked for by a request of their own: the processor leaves one token at each place."""
+        answer = self._answer(messages)
+        if with_shares and not answer.finish_reason.startswith("failed"):
+            with contextlib.suppress(UserError):
+                return dataclasses.replace(answer, probabilities=self._verdict(messages))
+        return answer
+
     def _answer(self, messages, streams=False):
         """The opening counts as the answer's, as it does on every engine, and what the worker overruled it does not tell."""
         answer, n_opening = super()._answer(messages, streams), len(self.reader.opening)

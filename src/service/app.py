@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from common import UserError, WorkFailed, parsed_answer, read_json, sha256_text
 from constrained_decode import load_engine
 from service import chat, contract, metrics, review
-from service.bodies import Refused, check_type, checked_pair, kind_of, parsed, read_body
+from service.bodies import Refused, check_type, checked_pair, kind_of, parsed, read_body, while_there
 from service.gate import Gate
 from service.line import Busy, Line, TooLong, Unanswered
 from service.settings import Settings, model_settings
@@ -138,9 +138,9 @@ class Service:
             return True
         return False
 
-    async def match(self, pair):
+    async def match(self, pair, with_shares=False):
         """(the answer's object, the engine's Answer), or Refused."""
-        answer = await self.answered(self.task.messages(pair))
+        answer = await self.answered(self.task.messages(pair), with_shares)
         told = parsed_answer(answer.text, self.schema)
         if told is None:
             metrics.FAILED.labels("not valid").inc()
@@ -149,17 +149,17 @@ class Service:
         metrics.CLOSED.inc(bool(answer.late))
         return told, answer
 
-    async def answered(self, messages):
+    async def answered(self, messages, with_shares=False):
         """The engine's Answer to a conversation, every way in which there is none told as the client should hear it."""
         start = time.monotonic()
         if self.line is None:
             raise too_busy(1, "the model is still being loaded")
         try:
-            answer = await self.line.answer(messages, self.limits.timeout_s)
+            answer = await self.line.answer(messages, self.limits.timeout_s, with_shares)
         except Busy as error:
             raise (too_busy(error.after_s) if self.is_open else too_busy(error.after_s, "the service is going down")) from None
         except TooLong:
-            raise Refused(413, "the records are longer than the model can read") from None
+            raise too_long() from None
         except TimeoutError:
             metrics.FAILED.labels("timeout").inc()
             raise Refused(504, f"no answer within {self.limits.timeout_s:g} s") from None
@@ -168,6 +168,8 @@ class Service:
             raise Refused(502, "the model could not answer") from None
         if answer.finish_reason.startswith("failed"):
             why = answer.finish_reason.split(": ")[1]
+            if why == "too long":
+                raise too_long()
             metrics.FAILED.labels(why).inc()
             raise Refused(504 if why == "timeout" else 502, f"the model's server did not answer: {why}")
         metrics.MODEL_SECONDS.observe(time.monotonic() - start)
@@ -191,6 +193,10 @@ def fingerprint(settings):
 def too_busy(after_s, why=None):
     """429 where the line is full, 503 with a reason where there is none to stand in."""
     return Refused(503 if why else 429, why or "too many requests are waiting", {"Retry-After": str(after_s)})
+
+
+def too_long():
+    return Refused(413, "the records are longer than the model can read")
 
 
 def ended_by(error):
@@ -228,7 +234,7 @@ def add_routes(app, service):
         check_type(request)
         body = await read_body(request, service.limits.most_body_bytes)
         pair = checked_pair(parsed(body), service.limits)
-        told, answer = await service.match(pair)
+        told, answer = await while_there(request, service.match(pair, detail or service.settings.keep_traffic))
         request.state.log = {"bytes": len(body), "result": told[service.task.label_key]} | ({"pair": pair} if service.settings.log_records else {})
         if service.reviews and service.settings.keep_traffic:
             service.reviews.offer(pair, told=told | {"probabilities": answer.probabilities})
@@ -285,7 +291,7 @@ async def one_of_batch(service, pair, detail):
             if isinstance(pair, Refused):
                 raise pair
             pair = checked_pair(pair, service.limits)
-            told, answer = await service.match(pair)
+            told, answer = await service.match(pair, detail)
             return told | (service.detail(pair, answer) if detail else {})
         except Refused as error:
             # A batch waits for its turn; single requests are turned away.

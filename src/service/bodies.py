@@ -1,9 +1,11 @@
-"""What clients send, read strictly and within limits: a refusal says what was wrong and never repeats what was sent."""
+"""What clients send, read strictly and within limits: a refusal says what was wrong and never repeats what was sent. And whether they are still there."""
 
+import asyncio
 import json
 
 from common import parse_json
 
+CLIENT_GONE = 499       # the status of a request that nobody waits for any more, in log and metrics
 JSON_TYPES = ("application/json", "application/x-ndjson", "application/jsonl")
 
 
@@ -84,3 +86,16 @@ def size_of(value):
         n, deepest = n + len(one), max(deepest, level)
         waiting += [(item, level + 1) for item in inner if isinstance(item, dict | list)]
     return n, deepest
+
+
+async def while_there(request, work):
+    """The work's result; a client that hangs up meanwhile leaves the line."""
+    mine, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((mine, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not mine.done():
+            raise Refused(CLIENT_GONE, "the client has gone")
+        return mine.result()
+    finally:
+        mine.cancel()
+        gone.cancel()

@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from service import contract
-from service.bodies import Refused, check_type, parsed, read_body
+from service.bodies import Refused, check_type, parsed, read_body, while_there
 
 NAME = "steward"
 ROLES = (["user"], ["system", "user"])
@@ -28,7 +28,7 @@ def add_routes(app, service):
         check_type(request)
         body = await read_body(request, service.limits.most_body_bytes)
         asked = checked(parsed(body), service.task.answer_schema)
-        answer = await service.answered(asked["messages"])
+        answer = await while_there(request, service.answered(asked["messages"], bool(asked.get("logprobs"))))
         request.state.log = {"bytes": len(body)}
         return told(asked, answer, service.task)
 

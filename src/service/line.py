@@ -5,6 +5,7 @@ asking for one answer, and does its own batching.
 """
 
 import asyncio
+import contextlib
 import math
 import threading
 import time
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 
 from common import UserError
 
-LINGER_S = 0.002        # how long a batch waits for one more of as many as there were the last time
+LINGER_SHARE = 0.05     # of the last batch's time, which the next one waits for those that were just answered to ask again
+LONGEST_LINGER_S = 0.05
 RECENT = 50             # answers whose time tells how long the line takes
 
 
@@ -36,6 +38,7 @@ class Unanswered(Exception):
 @dataclass(eq=False)
 class Waiting:
     messages: list
+    with_shares: bool       # of the labels; an engine in this process tells them always
     loop: object
     future: object
     since: float = field(default_factory=time.monotonic)
@@ -56,7 +59,8 @@ class Waiting:
 class Line:
     def __init__(self, engine, most_waiting, n_workers=1, most_at_once=1):
         self.engine, self.most_waiting, self.most_at_once = engine, most_waiting, most_at_once
-        self.waiting, self.n_working, self.is_open, self.last_batch = deque(), 0, True, 1
+        self.waiting, self.is_open = deque(), True
+        self.n_inside, self.most_inside, self.linger_s = 0, 0, 0.0      # waiting or being answered: now, and at most since the last batch was taken
         self.changed, self.recent = threading.Condition(), deque(maxlen=RECENT)
         self.n_workers = n_workers
         for _ in range(n_workers):
@@ -65,20 +69,21 @@ class Line:
     def __len__(self):
         return len(self.waiting)
 
-    async def answer(self, messages, timeout_s):
+    async def answer(self, messages, timeout_s, with_shares=False):
         """The model's Answer, or Busy, TooLong, Unanswered, TimeoutError."""
         loop = asyncio.get_running_loop()
-        mine = Waiting(messages, loop, loop.create_future())
+        mine = Waiting(messages, with_shares, loop, loop.create_future())
         with self.changed:
             if not self.is_open or len(self.waiting) >= self.most_waiting:
                 raise Busy(self.wait_s())
             self.waiting.append(mine)
+            self.n_inside += 1
+            self.most_inside = max(self.most_inside, self.n_inside)
             self.changed.notify()
         try:
             return await asyncio.wait_for(mine.future, timeout_s)
         finally:
-            if not mine.future.done() or mine.future.cancelled():
-                self._leave(mine)
+            self._leave(mine)
 
     def wait_s(self):
         """Whole seconds after which the line, as long as it is now, will have moved on."""
@@ -91,42 +96,40 @@ class Line:
 
     def _leave(self, mine):
         with self.changed:
-            if mine in self.waiting:
-                self.waiting.remove(mine)
+            self.n_inside -= 1
+            if not mine.future.done() or mine.future.cancelled():
+                with contextlib.suppress(ValueError):
+                    self.waiting.remove(mine)
 
     def _take(self):
-        """The next batch: what waits, and for a moment as many as the last time."""
+        """The next batch: what waits, after a moment for those to come back who were there before. Else two halves of them would take turns for ever."""
         with self.changed:
             while not self.waiting:
                 self.changed.wait()
-            wanted = min(self.last_batch, self.most_at_once)
-            while len(self.waiting) < wanted and self.changed.wait(LINGER_S):
-                pass
-            batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most_at_once))]
-            self.last_batch = len(batch)
-            self.n_working += len(batch)
-        return [one for one in batch if not one.future.done()], len(batch)
+            wanted, until = min(self.most_inside, self.most_at_once), time.monotonic() + self.linger_s
+            while len(self.waiting) < wanted and (left := until - time.monotonic()) > 0:
+                self.changed.wait(left)
+            self.most_inside = self.n_inside
+            return [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most_at_once))]
 
     def _work(self):
         while True:
-            batch, n_taken = self._take()
-            start = time.monotonic()
+            batch, start = self._take(), time.monotonic()
             try:
                 self._answer(batch)
             except UserError as error:
                 tell_all(batch, TooLong(str(error)) if len(batch) == 1 else Unanswered(str(error)))
             except Exception as error:
                 tell_all(batch, Unanswered(type(error).__name__))
-            finally:
-                with self.changed:
-                    self.n_working -= n_taken
+            seconds = time.monotonic() - start
+            self.linger_s = min(LONGEST_LINGER_S, LINGER_SHARE * seconds)
             if batch:
-                self.recent.append((time.monotonic() - start) / len(batch) / self.n_workers)
+                self.recent.append(seconds / len(batch) / self.n_workers)
 
     def _answer(self, batch):
         if hasattr(self.engine, "answer"):
             for one in batch:
-                one.tell(self.engine.answer(one.messages))
+                one.tell(self.engine.answer(one.messages, one.with_shares))
             return
         fitting, too_long = self._sorted_out(batch)
         for one, words in too_long:

@@ -6,8 +6,10 @@ The model answers them in the background while nobody else waits; those of whose
 import asyncio
 import contextlib
 import json
+import random
 import re
 import statistics
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,10 +53,10 @@ class Reviews:
     def __init__(self, service, folder, pairs_file=None):
         self.service, self.task, self.folder = service, service.task, Path(folder)
         self.decisions = Decisions(self.folder / "decisions.jsonl")
-        self.items, self.entries, self.offset, self.passing = {}, [], 0, set()
+        self.items, self.passing = {}, set()
+        self.entries, self.n_decision_bytes, self.n_answer_bytes, self.lock = [], 0, 0, threading.Lock()
         for named, case in pairs_from_file(pairs_file, self.task) if pairs_file else ():
             self.offer(case, named.get("id"))
-        self._read_answers()
         self.refresh()
 
     def offer(self, case, id=None, told=None):
@@ -79,9 +81,13 @@ class Reviews:
         return self.folder / "answers.jsonl"
 
     def _read_answers(self):
-        """What this very model answered before it was started anew."""
-        with contextlib.suppress(FileNotFoundError), open(self.answers_path, encoding="utf-8") as lines:
+        """What this very model answered before it was started anew, or in another process."""
+        with contextlib.suppress(FileNotFoundError), open(self.answers_path, "rb") as lines:
+            lines.seek(self.n_answer_bytes)
             for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                self.n_answer_bytes += len(line)
                 with contextlib.suppress(ValueError, KeyError):
                     entry = json.loads(line)
                     if entry["model"] == self.service.identity and entry["pair"] in self.items:
@@ -90,15 +96,17 @@ class Reviews:
     async def answer_all(self):
         """Answer the queue's pairs, a few at a time, while nobody else is waiting."""
         while True:
-            todo = [item for item in list(self.items.values()) if not item.told][:SCORED_AT_ONCE]
+            todo = [item for item in list(self.items.values()) if not item.told]
+            todo = random.sample(todo, min(SCORED_AT_ONCE, len(todo)))      # another process may be answering too
             if not todo or len(self.service.line) or not await self.service.is_ready():
                 await asyncio.sleep(IDLE_S)
                 continue
             await asyncio.gather(*map(self._answer, todo))
+            await asyncio.to_thread(self.refresh)
 
     async def _answer(self, item):
         try:
-            told, answer = await self.service.match(item.case)
+            told, answer = await self.service.match(item.case, with_shares=True)
         except Refused as error:
             item.told = {"error": error.words} if error.status in (413, 422) else {}
             return
@@ -109,10 +117,11 @@ class Reviews:
             await asyncio.to_thread(append, self.answers_path, line)
 
     def refresh(self):
-        """What other processes, and this one, have decided since."""
-        new, self.offset = self.decisions.since(self.offset)
-        self.entries += new
-        return self.entries
+        """What other processes, and this one, have decided and answered since."""
+        with self.lock:
+            new, self.n_decision_bytes = self.decisions.since(self.n_decision_bytes)
+            self.entries += new
+            self._read_answers()
 
     def waiting(self):
         """Undecided pairs with an answer, least certain first; what was skipped comes last."""
@@ -133,6 +142,7 @@ class Reviews:
 
     def decide(self, said):
         """Write a decision; whether it accepts or corrects follows from the verdicts."""
+        self.refresh()
         item = self.items.get(said["pair"])
         if item is None or "result" not in item.told:
             raise Refused(404, "no such pair in the queue")
