@@ -76,7 +76,7 @@ def sorted_out(entries, held_out, accepted_share):
 def by_reviewer(entries):
     """{pair: {reviewer: the verdict that stands}}"""
     found = defaultdict(dict)
-    for reviewer in {entry["reviewer"] for entry in entries}:
+    for reviewer in dict.fromkeys(entry["reviewer"] for entry in entries):
         own = [entry for entry in entries if entry["reviewer"] == reviewer]
         for pair, entry in decisions.standing(own).items():
             found[pair][reviewer] = entry["result"]

@@ -143,6 +143,36 @@ def test_what_waits_is_answered_together_and_one_alone_at_once(served):
     assert max(model.batches) >= 4 and len(model.batches) <= 16, model.batches
 
 
+def test_requests_that_began_in_two_groups_become_one_batch(served):
+    """Else the groups take turns for ever, each waiting while the other is answered."""
+    model = Model(seconds=0.2)
+    client = served(model)
+    with ThreadPoolExecutor(4) as pool:
+        def keeps_asking(at):
+            time.sleep(0.1 * (at % 2))
+            return [client.post("/match", json=PAIR).status_code for _ in range(5)]
+
+        assert sum(pool.map(keeps_asking, range(4)), []) == [200] * 20
+    assert model.batches.count(4) >= 3, model.batches
+
+
+def test_a_client_that_hangs_up_leaves_the_line(served):
+    model = Model()
+    model.gate.clear()
+    client = served(model)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/match", json=PAIR)
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(client.base_url.join("/match"), json=PAIR, timeout=0.5, trust_env=False)
+        until = time.monotonic() + 5
+        while "steward_queue_depth 0.0" not in client.get("/metrics").text:
+            assert time.monotonic() < until, "still in line"
+        assert 'route="/match",status="499"' in client.get("/metrics").text
+        model.gate.set()
+        assert first.result().status_code == 200
+    assert sum(model.batches) == 1
+
+
 def test_an_openai_client_is_answered(served):
     client = served()
     body = {"model": "steward", "messages": TASK.messages(PAIR), "temperature": 0.1, "max_tokens": 64}
@@ -180,6 +210,24 @@ def test_answered_requests_can_be_kept_for_review_the_least_certain_of_them(serv
     told = client.get("/review/next").json()
     assert told["progress"]["pairs"] == 3 and told["card"]["records"]["record1"]["n"] == 1
     assert not any(path.name != "decisions.jsonl" and path.stat().st_size for path in tmp_path.iterdir()), "nothing of them is on the disk"
+
+
+def test_two_services_share_one_queue(served, tmp_path):
+    """What one has answered the other offers and decides too; nobody is asked about a pair twice."""
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(10, 6)), encoding="utf-8")
+    files = {"review_folder": str(tmp_path / "reviews"), "review_pairs": str(tmp_path / "pairs.jsonl")}
+    models = Model(), Model()
+    clients = [served(model, **files) for model in models]
+    until = time.monotonic() + 20
+    while min(client.get("/review/statistics").json()["progress"]["answered"] for client in clients) < 10:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    for at in range(10):
+        card = clients[at % 2].get("/review/next").json()["card"]
+        said = {"pair": card["pair"], "action": "decide", "verdict": "POSSIBLE", "reviewer": "kim"}
+        assert clients[1 - at % 2].post("/review/decide", json=said).json()["n"] == at + 1
+    assert [client.get("/review/next").json()["card"] for client in clients] == [None, None]
+    assert [client.get("/review/statistics").json()["decided"] for client in clients] == [10, 10]
 
 
 def test_review_routes_say_what_is_missing(served):
@@ -357,6 +405,21 @@ def upstream(monkeypatch):
         server.http.shutdown()
 
 
+def test_probabilities_are_asked_of_a_server_only_where_someone_wants_them(upstream):
+    asked = []
+
+    def behave(server, handler, body):
+        asked.append(bool(body.get("logprobs")))
+        server.say(handler, GOOD)
+
+    with before(upstream(behave)) as client:
+        client.post("/match", json=PAIR)
+        client.post("/match?detail=true", json=PAIR)
+        client.post("/v1/chat/completions", json={"messages": TASK.messages(PAIR), "logprobs": True})
+        client.post("/v1/chat/completions", json={"messages": TASK.messages(PAIR)})
+    assert asked == [False, True, True, False]
+
+
 @contextlib.contextmanager
 def before(server, **settings):
     with running(upstream=server.endpoint, model_path="steward", **settings) as client:
@@ -367,6 +430,17 @@ def test_a_server_elsewhere_answers(upstream):
     with before(upstream(saying(GOOD))) as client:
         assert client.post("/match", json=PAIR).json() == json.loads(GOOD)
         assert len(client.post("/match/batch", json=[PAIR] * 20).text.splitlines()) == 20
+
+
+def test_without_a_name_the_servers_first_model_is_asked(upstream, tmp_path):
+    named = []
+
+    def behave(server, handler, body):
+        named.append(body["model"])
+        server.say(handler, GOOD)
+
+    with running(upstream=upstream(behave).endpoint, model_path="", review_folder=str(tmp_path)) as client:
+        assert client.post("/match", json=PAIR).status_code == 200 and named == ["steward"]
 
 
 def test_an_engine_that_is_a_server_is_started_and_stopped_with_the_service(upstream, monkeypatch):
@@ -388,7 +462,8 @@ def test_an_engine_that_is_a_server_is_started_and_stopped_with_the_service(upst
 
 @pytest.mark.parametrize(("behave", "status", "why"), [
     (hang, 504, "timeout"), (cut, 502, "connection cut"), (saying("rubbish"), 502, "no answer that fits"), (saying("{", status=500), 502, "status 500"),
-    (saying("{", status=401), 502, "not allowed"), (saying("{", status=404), 502, "not found")])
+    (saying("{", status=401), 502, "not allowed"), (saying("{", status=404), 502, "not found"),
+    (saying("maximum context length is 4096; Zebulon", status=400), 413, "longer than the model can read")])
 def test_a_server_that_fails_gives_no_verdict(upstream, behave, status, why, capfd):
     with before(upstream(behave)) as client:
         response = client.post("/match", json=PAIR)

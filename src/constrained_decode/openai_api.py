@@ -258,7 +258,7 @@ def reply_of(response, start):
         words = "" if "html" in response.headers.get("content-type", "") else response.text.strip().replace("\n", " ")[:200]
         kind = {401: "not allowed: the API key is missing or wrong (OPENAI_API_KEY)", 403: "not allowed: the API key may not use this model",
                 404: "not found: wrong model name or address"}.get(response.status_code, f"status {response.status_code}")
-        if response.status_code in (400, 413) and TOO_LONG.search(words):
+        if response.status_code == 413 or response.status_code == 400 and TOO_LONG.search(words):
             kind = "too long"
         raise Failure(f"{kind}: {words}" if words else kind)
     try:

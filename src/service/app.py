@@ -85,7 +85,7 @@ class Service:
         self.schema = jsonschema.Draft202012Validator(self.task.answer_schema)
         self.engine = self.line = self.reviews = None
         self.is_open, self.stack = True, contextlib.ExitStack()
-        self.last_sign_s, self.fingerprint = 0.0, fingerprint(settings)
+        self.last_sign_s, self.fingerprint = 0.0, None if settings.upstream else fingerprint(settings)
 
     async def run(self):
         """Load the model, then answer what is to be reviewed; a service whose model cannot be loaded ends."""
@@ -124,8 +124,10 @@ class Service:
 
     @property
     def identity(self):
-        """Which model answers, for decisions and kept answers."""
-        return f"{self.settings.upstream or ''}{Path(self.settings.model_path).name}:{self.fingerprint[:12]}"
+        """Which model answers, for decisions and kept answers; of a server elsewhere only the name is known."""
+        if self.settings.upstream:
+            return f"{self.settings.upstream}:{self.engine.model}"
+        return f"{Path(self.settings.model_path).name}:{self.fingerprint[:12]}"
 
     async def is_ready(self):
         """Whether the next request would be answered: the model is loaded, its server gives a sign of life."""

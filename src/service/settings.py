@@ -73,6 +73,8 @@ def model_settings(settings):
     from config import Gen
     from predict import model_config
 
-    if settings.upstream and not settings.config and not Path(settings.model_path).is_dir():
+    # Without a name the path would be this folder.
+    is_folder = bool(settings.model_path) and Path(settings.model_path).is_dir()
+    if settings.upstream and not settings.config and not is_folder:
         return SimpleNamespace(name=settings.model_path or "served", gen=Gen(**SPECIFICATION))
     return model_config(settings)
