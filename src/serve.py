@@ -36,6 +36,7 @@ def parse_args():
     parser.add_argument("--backend", default="hf", help=f"engine in this process: {', '.join(engine_names())} (default hf)")
     parser.add_argument("--upstream", help="address of an OpenAI-compatible server, as http://localhost:8000/v1; its key is in OPENAI_API_KEY")
     parser.add_argument("--config", help="the model's YAML, for a model that the pipeline did not train")
+    parser.add_argument("--engine_args", default="", help='more arguments for a backend that is a server of its own: --engine_args="--dtype half"')
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1; 0.0.0.0 for all, which wants keys)")
     parser.add_argument("--port", type=int, default=8080, help="port to listen at (default 8080)")
     parser.add_argument("--keys", help="file with one API key a line; who has none is turned away")
@@ -57,6 +58,11 @@ def settings_of(args):
     for name, least in (("workers", 1), ("queue", 1), ("timeout", 0.1), ("batch_size", 1)):
         if (given := getattr(args, name)) is not None and given < least:
             raise UserError(f"--{name} {given}: at least {least}")
+    starts_server = not args.upstream and hasattr(load_engine(args.backend), "serve")
+    if starts_server and args.workers > 1:
+        raise UserError(f"--workers {args.workers}: each would start a {args.backend} server of its own; start one, and give its address as --upstream")
+    if args.engine_args and not starts_server:
+        raise UserError("--engine_args: no server is started here that they could go to; --backend vllm and sglang start one")
     if args.config:
         existing_file(args.config, "a YAML of configs/")
     if args.keep_traffic and args.workers > 1:
@@ -65,8 +71,8 @@ def settings_of(args):
     if args.host not in LOOPBACK and not hashes:
         raise UserError(f"--host {args.host}: whoever reaches this machine could ask; give --keys <file with one key a line>, or stay at 127.0.0.1")
     model_path = args.model_path or ("" if args.upstream else str(ROOT / SHIPPED))
-    return Settings(model_path=model_path, task=args.task, backend=args.backend, upstream=args.upstream, config=args.config, host=args.host,
-                    port=args.port, workers=args.workers, batch_size=args.batch_size, key_hashes=hashes, log_records=args.log_records,
+    return Settings(model_path=model_path, task=args.task, backend=args.backend, upstream=args.upstream, config=args.config,
+                    engine_args=args.engine_args, host=args.host, port=args.port, workers=args.workers, batch_size=args.batch_size, key_hashes=hashes, log_records=args.log_records,
                     review_folder=args.reviews if args.review or args.keep_traffic else None, review_pairs=args.review, keep_traffic=args.keep_traffic,
                     limits=Limits(most_waiting=args.queue, timeout_s=args.timeout))
 

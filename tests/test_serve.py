@@ -330,7 +330,8 @@ def test_only_who_has_a_key_may_ask(served, tmp_path):
     (("--host", "0.0.0.0"), "whoever reaches this machine could ask"), (("--keys", "nowhere"), "nowhere: no such file"),
     (("--queue", 0), "--queue 0: at least 1"),
     (("--model_path", "nowhere"), "no such model folder"), (("--backend", "x"), "there is no such engine"), (("--workers", 0), "at least 1"),
-    (("--workers", 2, "--keep_traffic"), "--workers 1")])
+    (("--workers", 2, "--keep_traffic"), "--workers 1"), (("--engine_args=--dtype half",), "no server is started here"),
+    (("--workers", 2, "--backend", "vllm"), "a vllm server of its own")])
 def test_a_wrong_start_is_told(words, message, capsys):
     assert exit_code(serve, *words) == 2 and message in capsys.readouterr().err
 
@@ -449,15 +450,15 @@ def test_an_engine_that_is_a_server_is_started_and_stopped_with_the_service(upst
 
     @contextlib.contextmanager
     def start(model_path, task, config, n_rows, more, log):
-        life.append("started")
+        life.append(f"started {more}")
         yield server.endpoint, {}
         life.append("stopped")
 
     module = SimpleNamespace(serve=start, connect=openai_api.connect)
     monkeypatch.setattr(service.app, "load_engine", lambda name: module)
-    with running(backend="vllm") as client:
-        assert client.post("/match", json=PAIR).json() == json.loads(GOOD) and life == ["started"]
-    assert life == ["started", "stopped"]
+    with running(backend="vllm", engine_args="--dtype half") as client:
+        assert client.post("/match", json=PAIR).json() == json.loads(GOOD) and life == ["started --dtype half"]
+    assert life[1:] == ["stopped"]
 
 
 @pytest.mark.parametrize(("behave", "status", "why"), [

@@ -112,7 +112,7 @@ class Service:
         elif hasattr(module, "serve"):
             # An engine that is a server of its own: started with the service, and stopped with it.
             log = Path(tempfile.gettempdir()) / f"steward_{settings.backend}_{settings.port}.log"
-            address, _ = self.stack.enter_context(module.serve(settings.model_path, self.task, config, n_workers, "", log))
+            address, _ = self.stack.enter_context(module.serve(settings.model_path, self.task, config, n_workers, settings.engine_args, log))
             self.engine = module.connect(settings.model_path, settings.task, config, address, n_workers)
             self.engine.check()
         else:

@@ -32,6 +32,7 @@ class Settings:
     backend: str = "hf"
     upstream: str | None = None     # address of an OpenAI-compatible server that answers instead
     config: str | None = None
+    engine_args: str = ""           # more arguments for a backend that is a server of its own
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
