@@ -71,8 +71,8 @@ def settings_of(args):
     if args.host not in LOOPBACK and not hashes:
         raise UserError(f"--host {args.host}: whoever reaches this machine could ask; give --keys <file with one key a line>, or stay at 127.0.0.1")
     model_path = args.model_path or ("" if args.upstream else str(ROOT / SHIPPED))
-    return Settings(model_path=model_path, task=args.task, backend=args.backend, upstream=args.upstream, config=args.config,
-                    engine_args=args.engine_args, host=args.host, port=args.port, workers=args.workers, batch_size=args.batch_size, key_hashes=hashes, log_records=args.log_records,
+    return Settings(model_path=model_path, task=args.task, backend=args.backend, upstream=args.upstream, config=args.config, engine_args=args.engine_args,
+                    host=args.host, port=args.port, workers=args.workers, batch_size=args.batch_size, key_hashes=hashes, log_records=args.log_records,
                     review_folder=args.reviews if args.review or args.keep_traffic else None, review_pairs=args.review, keep_traffic=args.keep_traffic,
                     limits=Limits(most_waiting=args.queue, timeout_s=args.timeout))
 
