@@ -138,8 +138,9 @@ REVIEW ?=
 REVIEWS ?= $(ROOT)reviews$(SUB)
 UPSTREAM ?=
 KEYS ?=
+ENGINE_ARGS ?=
 SERVE = $(PYTHON) src/serve.py --host $(HOST) --port $(PORT) --workers $(WORKERS) --backend $(BACKEND) --reviews $(REVIEWS) \
-	$(if $(REVIEW),--review $(REVIEW)) $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(TASK_FLAG)
+	$(if $(REVIEW),--review $(REVIEW)) $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(if $(ENGINE_ARGS),--engine_args="$(ENGINE_ARGS)") $(TASK_FLAG)
 .PHONY: serve $(MODELS:%=serve-%)
 serve: $(ENV)
 	$(SERVE)
@@ -226,5 +227,5 @@ help:
 	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
 	  CONCURRENCY "$(CONCURRENCY)" "clients at a time in the benchmark" REQUESTS "$(or $(REQUESTS),-)" "requests it measures at each" \
 	  HOST "$(HOST)" "address that the service listens at" PORT "$(PORT)" "its port" WORKERS "$(WORKERS)" "its processes" KEYS "$(or $(KEYS),-)" "its file of API keys" \
-	  UPSTREAM "$(or $(UPSTREAM),-)" "server that answers for it" REVIEW "$(or $(REVIEW),-)" "pairs for its review page" REVIEWS "$(REVIEWS)" "the stewards' decisions" \
+	  UPSTREAM "$(or $(UPSTREAM),-)" "server that answers for it" ENGINE_ARGS "$(or $(ENGINE_ARGS),-)" "more arguments for the server that BACKEND= starts" REVIEW "$(or $(REVIEW),-)" "pairs for its review page" REVIEWS "$(REVIEWS)" "the stewards' decisions" \
 	  SETS "$(or $(SETS),-)" "folder of imported record sets" WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"

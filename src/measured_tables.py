@@ -1,7 +1,7 @@
-"""README's tables of measured runs, from their manifests: python src/measured_tables.py --runs docs/measured --into README.md
+"""README's tables of measured runs, and the service's, from their manifests: python src/measured_tables.py --runs docs/measured --into README.md
 
 A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/evaluate_transfer.py measured with it. In
-h200/ lie manifests of src/eval_latency_throughput.py, <model>_<run>.json.
+h200/ lie manifests of src/eval_latency_throughput.py, <model>_<run>.json, in service/ those of src/measure_service.py.
 """
 
 import argparse
@@ -23,6 +23,9 @@ MODELS = sorted((path.stem for path in (ROOT / "configs").glob("*.yaml")), key=l
 # What was measured of each model on a GPU, in words.
 RUNS = {"hf": "Transformers, JSON guaranteed", "hf_plain": "Transformers as it comes, no JSON asked for", "vllm": "vLLM, JSON guaranteed",
         "vllm_json_schema": "vLLM, its own json_schema", "vllm_unconstrained": "vLLM as it comes, no JSON asked for"}
+# Where the service was measured, in words.
+SERVICES = {"cpu_steward_mini": "Steward mini in the service, two CPU cores", "h200_steward_mini": "Steward mini on a vLLM server, one H200",
+            "h200_qwen3_4b": "Qwen3-4B's shape with random weights on a vLLM server, one H200"}
 
 
 def main():
@@ -31,12 +34,14 @@ def main():
               "gpu_speed": gpu_speed_table(args.runs / "h200")}
     for name, table in tables.items():
         marked_text.put(args.into, name, table)
+    marked_text.put(args.serving, "service", service_table(args.runs / "service"))
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("docs/measured"), help="folder of the runs (default docs/measured)")
     parser.add_argument("--into", type=Path, default=Path("README.md"), help="file with the marker comments (default README.md)")
+    parser.add_argument("--serving", type=Path, default=Path("docs/serving.md"), help="file for the service's table (default docs/serving.md)")
     return parser.parse_args()
 
 
@@ -108,6 +113,32 @@ def gpu_speed_table(folder):
                      f"| {cell(closed, max(closed, default=None), 'json_valid_pct', '.0f')} "
                      f"| {cell(bulk, 'verdicts', 'req_per_s', '.1f')} | {cell(bulk, 'verdicts', 'req_per_s_of_floor_pct', '.1f')} |")
     return "\n".join(lines)
+
+
+def service_table(folder):
+    """The service beside what stands behind it, and what an overload did; <where>.json is the manifest as it was written."""
+    lines, overloads = head("model", "at a time", "n", "req/s", "p50 ms", "p95 ms", "req/s without the service", "p50 ms", "share", "valid %"), []
+    for path in sorted(folder.glob("*.json")):
+        if path.stem not in SERVICES:
+            raise UserError(f"{path}: its name must be one of {', '.join(SERVICES)}")
+        facts = read_json(path)
+        for level in facts["levels"]:
+            ours, theirs = level["service"], level["direct"]
+            lines.append(f"| {SERVICES[path.stem]} | {level['concurrency']} | {ours['n']:,} | {ours['req_per_s']:.1f} | {ours['p50_ms']:,.0f} "
+                         f"| {ours['p95_ms']:,.0f} | {theirs['req_per_s']:.1f} | {theirs['p50_ms']:,.0f} | {level['service_of_direct']:.2f} "
+                         f"| {100 * ours['n_valid'] / ours['n']:.1f} |")
+        if facts["overload"]:
+            overloads.append(overload_words(SERVICES[path.stem], facts["overload"]))
+    if len(lines) == 2:
+        raise UserError(f"{folder}: no manifest in it; src/measure_service.py makes them")
+    return "\n\n".join(["\n".join(lines), *overloads])
+
+
+def overload_words(name, told):
+    ends = ", ".join(f"{n:,} with {status}" for status, n in sorted(told["statuses"].items()))
+    before, after = told["memory_mib"]
+    return (f"Overload, {name}: {told['n']:,} requests at {told['rate_per_s']:.0f} a second ended {ends}; memory {before:,.0f} MiB before, {after:,.0f} after; "
+            f"the next request was answered in {told['next_answer_ms']:,.0f} ms.")
 
 
 def cell(levels, load, key, form):

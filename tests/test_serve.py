@@ -17,12 +17,14 @@ import jsonschema
 import pytest
 import uvicorn
 
+import decisions
 import serve
 import service.app
 import service.review
 from common import ROOT, UserError
 from constrained_decode import Answer, _server, openai_api
 from pipeline import exit_code
+from service import metrics
 from service.settings import Limits, Settings, key_hashes
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -131,6 +133,15 @@ def test_health_readiness_and_metrics(served):
     assert "steward_answer_seconds_bucket" in text and "steward_in_flight 1.0" in text and "steward_closed_at_budget_total" in text
 
 
+def test_a_killed_processs_requests_are_not_counted_as_under_way(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    for pid in (gone.pid, os.getpid()):
+        (tmp_path / f"gauge_livesum_{pid}.db").write_bytes(b"")
+    metrics.forget_the_dead(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"gauge_livesum_{os.getpid()}.db"]
+
+
 def test_what_waits_is_answered_together_and_one_alone_at_once(served):
     model = Model(seconds=0.03)
     client = served(model)
@@ -230,6 +241,30 @@ def test_two_services_share_one_queue(served, tmp_path):
     assert [client.get("/review/statistics").json()["decided"] for client in clients] == [10, 10]
 
 
+def test_on_a_really_full_disk_decisions_are_refused_and_none_is_lost(served, tmp_path):
+    disk, pairs = tmp_path / "disk", tmp_path / "pairs.jsonl"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root, with the right to mount")
+    try:
+        pairs.write_text("".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(40, 7)), encoding="utf-8")
+        client, statuses = served(review_folder=str(disk / "reviews"), review_pairs=str(pairs)), []
+        until = time.monotonic() + 20
+        while client.get("/review/statistics").json()["progress"]["answered"] < 40:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        for _ in range(40):
+            card = client.get("/review/next").json()["card"]
+            said = {"pair": card["pair"], "action": "decide", "verdict": "POSSIBLE", "reviewer": "kim"}
+            response = client.post("/review/decide", json=said)
+            statuses.append(response.status_code)
+        assert set(statuses) == {200, 507} and "No space left" in response.json()["error"] and client.post("/match", json=PAIR).status_code == 200
+        path = disk / "reviews/decisions.jsonl"
+        assert decisions.problems(path) == [] and len(list(decisions.read(path))) == statuses.count(200)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def test_review_routes_say_what_is_missing(served):
     response = served().get("/review/next")
     assert response.status_code == 404 and "--review" in response.json()["error"]
@@ -324,6 +359,13 @@ def test_only_who_has_a_key_may_ask(served, tmp_path):
         response = client.post("/match", json=PAIR, headers={"authorization": f"Bearer {key}"})
         assert response.status_code == status and ("www-authenticate" in response.headers) == (status == 401)
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(("host", "status"), [
+    ("localhost:8080", 200), ("127.0.0.1", 200), ("[::1]:8080", 200), ("evil.example", 421), ("127.0.0.1.evil.example:8080", 421), ("[", 421), ("", 421)])
+def test_without_keys_nobody_is_answered_under_another_name(served, host, status):
+    """A page in a browser here could give its own name this machine's address."""
+    assert served().post("/match", json=PAIR, headers={"host": host}).status_code == status
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -534,8 +576,6 @@ def test_the_readmes_command_serves_and_its_question_is_answered():
 
 @pytest.mark.slow
 def test_a_service_killed_amid_decisions_keeps_every_one_that_it_acknowledged(tmp_path):
-    import decisions
-
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(24, 5)), encoding="utf-8")
     acknowledged = []
     with process("--review", tmp_path / "pairs.jsonl", "--reviews", tmp_path / "reviews") as (one, client):

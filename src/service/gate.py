@@ -11,8 +11,10 @@ import secrets
 import sys
 import time
 import traceback
+from urllib.parse import urlsplit
 
 from service.metrics import HTTP_SECONDS, IN_FLIGHT, REQUESTS
+from service.settings import LOOPBACK
 
 OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/page.js", "/page.css", "/favicon.ico")
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -45,6 +47,9 @@ class Gate:
         try:
             if self.hashes and scope["path"] not in OPEN and not self.knows(headers):
                 await refuse(answered, 401, "a key is wanted: Authorization: Bearer <key>", [(b"www-authenticate", b"Bearer")])
+            elif not self.hashes and not names_this_machine(headers):
+                # Else a page from anywhere could ask through a browser on this machine, under a name of its own that leads here.
+                await refuse(answered, 421, "without API keys only requests to 127.0.0.1 or localhost are answered")
             else:
                 await self.app(scope, receive, answered)
         except Exception as error:
@@ -71,6 +76,14 @@ class Gate:
         if "error" in seen:
             line["error"] = seen["error"]
         print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def names_this_machine(headers):
+    """Whether the request was sent to a name that no other machine has."""
+    try:
+        return urlsplit(f"//{headers.get(b'host', b'localhost').decode('latin-1')}").hostname in LOOPBACK
+    except ValueError:
+        return False
 
 
 def place_of(error):

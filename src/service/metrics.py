@@ -1,5 +1,8 @@
 """What Prometheus may ask for."""
 
+import os
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30)
@@ -18,6 +21,17 @@ def text(shared):
     """All of them; of every worker process where there are several."""
     if not shared:
         return generate_latest()
+    forget_the_dead(Path(shared))
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)
     return generate_latest(registry)
+
+
+def forget_the_dead(folder):
+    """A killed process's requests are under way no more."""
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(pid, folder)
