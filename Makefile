@@ -130,7 +130,7 @@ $(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
 endif
 
 ## make serve             POST /match and the review page at http://127.0.0.1:8080, on the model that ships with the project (PORT=, REVIEW=pairs.jsonl, UPSTREAM=)
-## make serve-<model>     the same on a trained model (BACKEND=vllm: in this process on a GPU)
+## make serve-<model>     the same on a trained model (BACKEND=vllm: a vLLM server with it, on a GPU)
 PORT ?= 8080
 HOST ?= 127.0.0.1
 WORKERS ?= 1
@@ -144,16 +144,17 @@ SERVE = $(PYTHON) src/serve.py --host $(HOST) --port $(PORT) --workers $(WORKERS
 .PHONY: serve $(MODELS:%=serve-%)
 serve: $(ENV)
 	$(SERVE)
-$(MODELS:%=serve-%): serve-%: $(O)/%-merged/manifest.json
+# Whoever starts a service does not mean to train: a model that is not there is told, and none is made anew.
+$(MODELS:%=serve-%): serve-%: $(ENV)
 	$(SERVE) --model_path $(O)/$*-merged
 
-## make review-verify     whether the stewards' decisions are what was written
-## make review-export     the decisions as training rows and preference pairs; pairs of the test rows stay out
+## make review-verify     whether the stewards' decisions are what was written (LAST_HASH= of an earlier check shows a cut end)
+## make review-export     the decisions as training rows and preference pairs; pairs of the test rows stay out (NO_TEST=1: there are none)
 .PHONY: review-verify review-export
 review-verify: $(ENV)
-	@$(PYTHON) src/review_verify.py --decisions $(REVIEWS)/decisions.jsonl
+	@$(PYTHON) src/review_verify.py --decisions $(REVIEWS)/decisions.jsonl $(if $(LAST_HASH),--last_hash $(LAST_HASH))
 review-export: $(ENV)
-	@$(PYTHON) src/review_export.py --decisions $(REVIEWS)/decisions.jsonl --test $(D)/test.jsonl --out $(REVIEWS) $(TASK_FLAG)
+	@$(PYTHON) src/review_export.py --decisions $(REVIEWS)/decisions.jsonl --test $(D)/test.jsonl --out $(REVIEWS) $(if $(NO_TEST),--no_test) $(TASK_FLAG)
 
 ## make baseline          what one would use instead, on the same rows: majority, gradient boosting, Splink
 .PHONY: baseline
@@ -227,5 +228,5 @@ help:
 	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
 	  CONCURRENCY "$(CONCURRENCY)" "clients at a time in the benchmark" REQUESTS "$(or $(REQUESTS),-)" "requests it measures at each" \
 	  HOST "$(HOST)" "address that the service listens at" PORT "$(PORT)" "its port" WORKERS "$(WORKERS)" "its processes" KEYS "$(or $(KEYS),-)" "its file of API keys" \
-	  UPSTREAM "$(or $(UPSTREAM),-)" "server that answers for it" ENGINE_ARGS "$(or $(ENGINE_ARGS),-)" "more arguments for the server that BACKEND= starts" REVIEW "$(or $(REVIEW),-)" "pairs for its review page" REVIEWS "$(REVIEWS)" "the stewards' decisions" \
+	  UPSTREAM "$(or $(UPSTREAM),-)" "server that answers for it" ENGINE_ARGS "$(or $(ENGINE_ARGS),-)" "more arguments for the server that BACKEND= starts" REVIEW "$(or $(REVIEW),-)" "pairs for its review page" REVIEWS "$(REVIEWS)" "the stewards' decisions" LAST_HASH "$(or $(LAST_HASH),-)" "a hash that must be among them" NO_TEST "$(or $(NO_TEST),-)" "1: there are no test rows" \
 	  SETS "$(or $(SETS),-)" "folder of imported record sets" WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"

@@ -4,6 +4,7 @@ A decision is on the disk before it is acknowledged. What a killed process left 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -34,7 +35,8 @@ class Decisions:
 
     @contextlib.contextmanager
     def exclusively(self):
-        with self.lock, open(self.path, "a+b") as file:
+        # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
+        with self.lock, open(self.path, "a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
@@ -45,8 +47,9 @@ class Decisions:
             before, size = last_line(file), file.seek(0, os.SEEK_END)
             whole = chained(decision, before)
             try:
-                file.write(line_of(whole))
-                file.flush()
+                line = line_of(whole)
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):

@@ -40,12 +40,18 @@ def main():
                 told["levels"].append(level(service, direct, n_clients, args, direct_first=at % 2, task=task))
             if args.overload:
                 told["overload"] = overloaded(args, service, process, told["levels"])
-    finally:
-        # What was measured stays, whatever came then.
-        write_manifest(args.out, clock, **told, requests=args.requests, workers=args.workers, upstream=bool(args.upstream), model=args.model_path or SHIPPED)
-        print(f"in {args.out}")
+    except BaseException:
+        # What was measured stays, and is not taken for the whole.
+        write(args, args.out.with_suffix(".partial.json"), clock, told)
+        raise
+    write(args, args.out, clock, told)
     if told["overload"] and set(told["overload"]["statuses"]) - {"200", "429"}:
         raise WorkFailed(f"under overload other answers came than 200 and 429: {told['overload']['statuses']}")
+
+
+def write(args, path, clock, told):
+    write_manifest(path, clock, **told, requests=args.requests, workers=args.workers, upstream=bool(args.upstream), model=args.model_path or SHIPPED)
+    print(f"in {path}")
 
 
 def parse_args():
@@ -197,8 +203,12 @@ def overloaded(args, service, process, levels):
 
 
 def memory_mib(pid):
-    """Resident memory of the process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    """Resident memory of the process and of those that it started."""
+    pages = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(folder.name)) == pid:
+                pages += int((folder / "statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 

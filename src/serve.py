@@ -6,10 +6,12 @@ The model that ships with the project answers in this process; --model_path serv
 
 import argparse
 import contextlib
+import math
 import os
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 from ask import SHIPPED
 from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, run
@@ -17,7 +19,9 @@ from constrained_decode import engine_names, load_engine
 from service.settings import LOOPBACK, Limits, Settings, key_hashes, model_settings
 from tasks import DEFAULT, load_task
 
-DRAINED_WITHIN_S = 60   # after SIGTERM: who waits in line is still answered
+DRAINED_WITHIN_S = 60   # after SIGTERM, or as long as a request may take: who waits in line is still answered
+MOST_PORT = 65_535
+NOT_STARTED = "the service did not start; the lines above say why"
 
 
 def main():
@@ -55,9 +59,15 @@ def parse_args():
 def settings_of(args):
     load_task(args.task)
     load_engine(args.backend)
-    for name, least in (("workers", 1), ("queue", 1), ("timeout", 0.1), ("batch_size", 1)):
-        if (given := getattr(args, name)) is not None and given < least:
+    for name, least in (("workers", 1), ("queue", 1), ("timeout", 0.1), ("batch_size", 1), ("port", 1)):
+        if (given := getattr(args, name)) is not None and not given >= least:
             raise UserError(f"--{name} {given}: at least {least}")
+    if args.port > MOST_PORT:
+        raise UserError(f"--port {args.port}: at most {MOST_PORT}")
+    if args.backend == "openai_api" and not args.upstream:
+        raise UserError("--backend openai_api asks a server that is running: name it with --upstream")
+    if args.review:
+        existing_file(args.review, "pairs to review, one a line")
     starts_server = not args.upstream and hasattr(load_engine(args.backend), "serve")
     if starts_server and args.workers > 1:
         raise UserError(f"--workers {args.workers}: each would start a {args.backend} server of its own; start one, and give its address as --upstream")
@@ -94,17 +104,19 @@ def serve(settings):
     from service import app
 
     options = {"factory": True, "host": settings.host, "port": settings.port, "access_log": False, "log_level": "warning", "server_header": False,
-               "timeout_graceful_shutdown": DRAINED_WITHIN_S, "timeout_keep_alive": 30}
+               "timeout_graceful_shutdown": max(DRAINED_WITHIN_S, math.ceil(settings.limits.timeout_s) + 5), "timeout_keep_alive": 30}
     print(f"serving at http://{settings.host}:{settings.port} (POST /match, the review page at /, the routes in /openapi.json)", flush=True)
     if settings.workers > 1:
-        with shared_metrics():
+        with shared_metrics() as folder:
             uvicorn.run("service.app:application", workers=settings.workers, **options)
+            if (folder / app.FAILED_MARK).is_file():
+                raise WorkFailed(NOT_STARTED)
         return
     server = uvicorn.Server(uvicorn.Config("service.app:application", **options))
     app.stop = lambda: setattr(server, "should_exit", True)
     server.run()
     if app.FAILED or not server.started:
-        raise WorkFailed("the service did not start; the lines above say why")
+        raise WorkFailed(NOT_STARTED)
 
 
 @contextlib.contextmanager
@@ -113,7 +125,7 @@ def shared_metrics():
     folder = tempfile.mkdtemp(prefix="steward-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     try:
-        yield
+        yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

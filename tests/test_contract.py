@@ -1,6 +1,6 @@
 """What the service promises whatever model stands behind it, to friends and to the hostile: on the model that ships, or on a service that runs.
 
-STEWARD_SERVICE=http://127.0.0.1:8080 names such a one, with a vLLM server behind it for example, and STEWARD_SERVICE_LOG the file its log goes to.
+STEWARD_TEST_SERVICE=http://127.0.0.1:8080 names such a one, with a vLLM server behind it for example, and STEWARD_TEST_SERVICE_LOG the file its log goes to.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from test_serve import REFUSED, Model, log_of, running
 pytestmark = pytest.mark.slow
 TASK = load_task()
 SCHEMA = jsonschema.Draft202012Validator(TASK.answer_schema)
-ELSEWHERE, LOG = os.environ.get("STEWARD_SERVICE"), os.environ.get("STEWARD_SERVICE_LOG")
+ELSEWHERE, LOG = os.environ.get("STEWARD_TEST_SERVICE"), os.environ.get("STEWARD_TEST_SERVICE_LOG")
 JSON = {"content-type": "application/json"}
 CANARY = "Xanthippe-4711"       # in every record; must be in no log line
 PAIR = {"record1": {"name": f"{CANARY} Lee", "email": "ann@example.org", "phone": "+1 555 0101", "street": "1 Main St", "city": "Austin",
@@ -186,7 +186,7 @@ def test_every_hostile_body_is_refused_or_answered_with_a_valid_verdict(client, 
 
 def test_the_log_of_hostile_requests_holds_none_of_their_text(client, capfd):
     if ELSEWHERE and not LOG:
-        pytest.skip("STEWARD_SERVICE_LOG does not name its log")
+        pytest.skip("STEWARD_TEST_SERVICE_LOG does not name its log")
     cases = list(corpus())[::5]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda case: client.post("/match", content=case[1], headers=JSON), cases))
@@ -202,6 +202,6 @@ def test_the_documented_routes_keep_their_promises(tmp_path):
     with described_service(tmp_path) as address:
         words = ("--checks", "all", "--max-examples", "40", "--seed", "1", "--no-color", "--suppress-health-check", "all", "--generation-database", "none")
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", *words]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"Selected: (\d+)/\1\s+Tested: \1\b", done.stdout), done.stdout[-3000:]

@@ -164,7 +164,22 @@ def test_blind_mode_hides_the_verdict_until_there_is_one(review, tmp_path):
     if page.locator("#correction").is_visible():
         page.keyboard.press("Enter")
     shows(page, "#progress-words", "1 of 3")
-    assert "the model said" in page.inner_text("#message") and next(decisions.read(tmp_path / "reviews/decisions.jsonl"))["blind"] is True and errors == []
+    assert "the model said" in page.inner_text("#message")
+    # The first pair's verdict stood there before Blind was checked, the second's never; the third's is seen, and changed, after a choice that differed.
+    page.keyboard.press("1")
+    page.wait_for_timeout(300)
+    if page.locator("#correction").is_visible():
+        page.keyboard.press("Enter")
+    shows(page, "#progress-words", "2 of 3")
+    model = client.get("/review/next").json()["card"]["result"]
+    differs = next(key for key, label in zip("123", TASK.labels, strict=True) if label != model)
+    page.keyboard.press(differs)
+    page.wait_for_selector("#correction:not([hidden])")
+    assert page.locator("#verdict").is_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press(str(TASK.labels.index(model) + 1))
+    shows(page, "#progress-words", "3 of 3")
+    assert [entry["blind"] for entry in decisions.read(tmp_path / "reviews/decisions.jsonl")] == [False, True, False] and errors == []
 
 
 def test_nothing_is_decided_without_a_name(review, tmp_path):

@@ -1,6 +1,7 @@
 """A model server that is started for one run and stopped with it, whatever happens to the run."""
 
 import contextlib
+import contextvars
 import importlib.metadata
 import os
 import signal
@@ -14,6 +15,7 @@ from common import WorkFailed, shown_path
 READY_WITHIN_S = 900    # a large model read from a slow disk, compiled for the first time
 STOPPED_WITHIN_S = 30
 LAST_LINES = 15
+STOPPED = contextvars.ContextVar("stopped", default=None)       # an event after which nobody waits for a server any more
 
 
 def free_port():
@@ -51,7 +53,10 @@ def wait_until_ready(server, health, log):
     import httpx2
 
     start = time.monotonic()
+    stopped = STOPPED.get()
     while time.monotonic() - start < READY_WITHIN_S:
+        if stopped and stopped.is_set():
+            raise WorkFailed("stopped before the server was ready")
         if server.poll() is not None:
             raise WorkFailed(f"the server ended with code {server.returncode} before it was ready; the last lines of {log}:\n{last_lines(log)}")
         with contextlib.suppress(httpx2.HTTPError):

@@ -226,6 +226,13 @@ class Engine:
                       "threads": model.n_threads, "decoding": "guaranteed" if constrained else "unconstrained", "steps": "one token a step",
                       "llama_cpp_python": model.c.__version__, "calibration_temperature": temperature}
 
+    def check_prompt(self, messages):
+        """A UserError where the model cannot read so much."""
+        self._check([self.chat.prompt_ids(messages)])
+
+    def _check(self, prompts):
+        check_lengths(prompts, self.gen.max_new_tokens, self.model.n_positions)
+
     def _settled(self, label):
         """The tokens that a verdict settles, itself first."""
         return [self.branch.token_of[label], *self.branch.rest_of[label]]
@@ -261,7 +268,7 @@ class Engine:
     def _batches(self, conversations):
         """Longest first: the first batch shows whether memory suffices."""
         prompts = self.chat.prompts_ids(conversations)
-        check_lengths(prompts, self.gen.max_new_tokens, self.model.n_positions)
+        self._check(prompts)
         order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
         for start in range(0, len(order), self.batch_size):
             positions = order[start:start + self.batch_size]

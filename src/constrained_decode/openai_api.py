@@ -31,9 +31,9 @@ BUSY = (429, 502, 503)
 TOO_LONG = re.compile(r"context|too long|exceed|maximum", re.I)     # in a server's words about a prompt that it cannot read
 
 
-def load(model_path, task, config, batch_size=None, constrained=True, endpoint=None):
+def load(model_path, task, config, batch_size=None, constrained=True, endpoint=None, timeout_s=TIMEOUT_S):
     """model_path is the name that the server knows the model by."""
-    engine = Engine(str(model_path), task, config.gen, batch_size or CONCURRENCY, constrained, endpoint)
+    engine = Engine(str(model_path), task, config.gen, batch_size or CONCURRENCY, constrained, endpoint, min(timeout_s, TIMEOUT_S))
     engine.check()
     return engine
 
@@ -82,13 +82,15 @@ def said(choice):
 class Engine:
     path, opening, tells_probabilities = "/chat/completions", "", True
 
-    def __init__(self, model, task, gen, concurrency, constrained, endpoint):
+    def __init__(self, model, task, gen, concurrency, constrained, endpoint, timeout_s=None):
         import httpx2
+
+        self.timeout_s = timeout_s or TIMEOUT_S
 
         self.task, self.gen, self.concurrency, self.constrained, self.endpoint = task, gen, concurrency, constrained, (endpoint or ENDPOINT).rstrip("/")
         self.schema, self.automaton = jsonschema.Draft202012Validator(task.answer_schema), _automaton.compile_schema(task.answer_schema)
         key = os.environ.get("OPENAI_API_KEY")
-        self.client = httpx2.Client(timeout=httpx2.Timeout(TIMEOUT_S, connect=5.0), headers={"Authorization": f"Bearer {key}"} if key else {},
+        self.client = httpx2.Client(timeout=httpx2.Timeout(self.timeout_s, connect=5.0), headers={"Authorization": f"Bearer {key}"} if key else {},
                                    limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency))
         self.model, self.outcomes = model or self._first_model(), Counter()
         self.facts = {"endpoint": self.endpoint, "served_model": self.model, "concurrency": concurrency,
@@ -108,7 +110,8 @@ class Engine:
         import httpx2
 
         try:
-            return self.client.get(f"{self.endpoint}/models", timeout=5.0).status_code < 500
+            # A connection of its own: all of the client's may be waiting for answers.
+            return httpx2.get(f"{self.endpoint}/models", timeout=5.0, headers=self.client.headers).status_code < 500
         except httpx2.HTTPError:
             return False
 
@@ -203,7 +206,7 @@ class Engine:
                         return reply_of(response, start)
                     wait = wished_wait(response) or 2**attempt / 4
             except httpx2.TimeoutException as error:
-                raise Failure(f"timeout: no byte for {TIMEOUT_S:.0f} s ({type(error).__name__})") from None
+                raise Failure(f"timeout: no byte for {self.timeout_s:.0f} s ({type(error).__name__})") from None
             except httpx2.ConnectError as error:
                 raise Failure(f"not reachable: {error}") from None
             except httpx2.HTTPError as error:

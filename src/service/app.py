@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import deque
@@ -16,22 +17,25 @@ from pathlib import Path
 import jsonschema
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from common import UserError, WorkFailed, parsed_answer, read_json, sha256_text
-from constrained_decode import load_engine
+from constrained_decode import _server, load_engine
 from service import chat, contract, metrics, review
-from service.bodies import Refused, check_type, checked_pair, kind_of, parsed, read_body, while_there
+from service.bodies import JSON_TYPE, LINES_TYPES, Json, Refused, check_type, checked_pair, json_bytes, kind_of, parsed, read_body, while_there
 from service.gate import Gate
 from service.line import Busy, Line, TooLong, Unanswered
 from service.settings import Settings, model_settings
 from tasks import load_task
 
+FAILED_MARK = "failed"      # file in the folder that several processes share: one could not load the model
 FAILED = []                 # why the model could not be loaded
 UPSTREAM_WORKERS = 64       # answers that a server elsewhere is asked for at a time
 BATCHES_AT_ONCE = 4         # of what waits the engine gets so many batches: sorted by length, little of them is padding
 BATCH_WINDOW = 64           # of a batch's pairs so many are in line at a time
+MOST_BATCHES = 3            # at a time: their pairs leave room in the line for single requests
+BATCH_WITHIN_S = 120.0      # for its body to come
 READY_EVERY_S = 5.0         # how long an upstream's last sign of life counts
 
 
@@ -40,18 +44,21 @@ def application():
 
 
 def build(settings):
-    service = Service(settings)
+    service, stopped = Service(settings), threading.Event()
+    _server.STOPPED.set(stopped)
 
     @contextlib.asynccontextmanager
     async def life(app):
         # Loading takes seconds to minutes; the process is alive meanwhile, and not ready.
         background = asyncio.create_task(service.run())
         yield
+        stopped.set()
         service.close()
         background.cancel()
         await asyncio.to_thread(service.stack.close)
 
-    app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, docs_url=None, redoc_url=None,
+                  default_response_class=Json)
     app.state.service = service
     add_routes(app, service)
     chat.add_routes(app, service)
@@ -65,16 +72,18 @@ def build(settings):
 
 
 async def refused(request, error):
-    return JSONResponse({"error": error.words}, error.status, headers=error.headers)
+    if error.cause:
+        request.state.log = getattr(request.state, "log", {}) | {"cause": error.cause}
+    return Json({"error": error.words}, error.status, headers=error.headers)
 
 
 async def wrong_query(request, error):
     """Which parameter is wrong, and not what was sent in it."""
-    return JSONResponse({"error": "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())}, 422)
+    return Json({"error": "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in error.errors())}, 422)
 
 
 async def no_route(request, error):
-    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+    return Json({"error": error.detail}, error.status_code, headers=error.headers)
 
 
 class Service:
@@ -84,8 +93,9 @@ class Service:
         self.settings, self.limits, self.task = settings, settings.limits, load_task(settings.task)
         self.schema = jsonschema.Draft202012Validator(self.task.answer_schema)
         self.engine = self.line = self.reviews = None
-        self.is_open, self.stack = True, contextlib.ExitStack()
-        self.last_sign_s, self.fingerprint = 0.0, None if settings.upstream else fingerprint(settings)
+        self.is_open, self.stack, self.n_batches = True, contextlib.ExitStack(), 0
+        self.asking, self.asked_s, self.was_up = asyncio.Lock(), -READY_EVERY_S, False       # an upstream's last sign of life
+        self.fingerprint = None if settings.upstream else fingerprint(settings)
 
     async def run(self):
         """Load the model, then answer what is to be reviewed; a service whose model cannot be loaded ends."""
@@ -108,11 +118,15 @@ class Service:
         n_workers, at_once = settings.batch_size or UPSTREAM_WORKERS, 1
         module = load_engine("openai_api" if settings.upstream else settings.backend)
         if settings.upstream:
-            self.engine = module.load(settings.model_path, self.task, config, n_workers, endpoint=settings.upstream)
+            self.engine = module.load(settings.model_path, self.task, config, n_workers, endpoint=settings.upstream,
+                                      timeout_s=self.limits.timeout_s)
         elif hasattr(module, "serve"):
             # An engine that is a server of its own: started with the service, and stopped with it.
             log = Path(tempfile.gettempdir()) / f"steward_{settings.backend}_{settings.port}.log"
             address, _ = self.stack.enter_context(module.serve(settings.model_path, self.task, config, n_workers, settings.engine_args, log))
+            if not self.is_open:
+                self.stack.close()
+                return
             self.engine = module.connect(settings.model_path, settings.task, config, address, n_workers)
             self.engine.check()
         else:
@@ -133,16 +147,25 @@ class Service:
         """Whether the next request would be answered: the model is loaded, its server gives a sign of life."""
         if self.line is None or not self.is_open:
             return False
-        if not hasattr(self.engine, "is_up") or time.monotonic() - self.last_sign_s < READY_EVERY_S:
+        if not hasattr(self.engine, "is_up"):
             return True
-        if await asyncio.to_thread(self.engine.is_up):
-            self.last_sign_s = time.monotonic()
-            return True
-        return False
+        async with self.asking:
+            if time.monotonic() - self.asked_s >= READY_EVERY_S:
+                self.was_up = await asyncio.to_thread(self.engine.is_up)
+                self.asked_s = time.monotonic()
+        return self.was_up
 
     async def match(self, pair, with_shares=False):
         """(the answer's object, the engine's Answer), or Refused."""
-        answer = await self.answered(self.task.messages(pair), with_shares)
+        keeps = self.reviews is not None and self.settings.keep_traffic
+        told, answer = await self.answered(self.task.messages(pair), with_shares or keeps)
+        if keeps:
+            self.reviews.offer(pair, told=told | {"probabilities": answer.probabilities})
+        return told, answer
+
+    async def answered(self, messages, with_shares=False):
+        """The answer to a conversation, as object and as the engine's Answer; every way in which there is none is told as the client should hear it."""
+        answer = await self._asked(messages, with_shares)
         told = parsed_answer(answer.text, self.schema)
         if told is None:
             metrics.FAILED.labels("not valid").inc()
@@ -151,8 +174,7 @@ class Service:
         metrics.CLOSED.inc(bool(answer.late))
         return told, answer
 
-    async def answered(self, messages, with_shares=False):
-        """The engine's Answer to a conversation, every way in which there is none told as the client should hear it."""
+    async def _asked(self, messages, with_shares):
         start = time.monotonic()
         if self.line is None:
             raise too_busy(1, "the model is still being loaded")
@@ -165,15 +187,15 @@ class Service:
         except TimeoutError:
             metrics.FAILED.labels("timeout").inc()
             raise Refused(504, f"no answer within {self.limits.timeout_s:g} s") from None
-        except Unanswered:
+        except Unanswered as error:
             metrics.FAILED.labels("engine").inc()
-            raise Refused(502, "the model could not answer") from None
+            raise Refused(502, "the model could not answer", cause=str(error)) from None
         if answer.finish_reason.startswith("failed"):
             why = answer.finish_reason.split(": ")[1]
             if why == "too long":
                 raise too_long()
             metrics.FAILED.labels(why).inc()
-            raise Refused(504 if why == "timeout" else 502, f"the model's server did not answer: {why}")
+            raise Refused(504 if why == "timeout" else 502, f"the model's server did not answer: {why}", cause=why)
         metrics.MODEL_SECONDS.observe(time.monotonic() - start)
         return answer
 
@@ -207,6 +229,8 @@ def ended_by(error):
         traceback.print_exception(error)
     print(f"error: {error}", file=sys.stderr, flush=True)
     FAILED.append(error)
+    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        (Path(folder) / FAILED_MARK).touch()
     stop()
 
 
@@ -224,30 +248,33 @@ def add_routes(app, service):
     @app.get("/readyz", **contract.READYZ)
     async def readyz():
         ready = await service.is_ready()
-        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+        return Json({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     @app.get("/metrics", **contract.METRICS)
     async def prometheus():
-        metrics.QUEUE.set(len(service.line) if service.line is not None else 0)
         return Response(metrics.text(os.environ.get("PROMETHEUS_MULTIPROC_DIR")), media_type="text/plain; version=0.0.4")
 
     @app.post("/match", **contract.MATCH)
     async def match(request: Request, detail: bool = False):
         check_type(request)
-        body = await read_body(request, service.limits.most_body_bytes)
+        body = await read_body(request, service.limits.most_body_bytes, service.limits.timeout_s)
+        request.state.log = {"bytes": len(body)}
         pair = checked_pair(parsed(body), service.limits)
-        told, answer = await while_there(request, service.match(pair, detail or service.settings.keep_traffic))
-        request.state.log = {"bytes": len(body), "result": told[service.task.label_key]} | ({"pair": pair} if service.settings.log_records else {})
-        if service.reviews and service.settings.keep_traffic:
-            service.reviews.offer(pair, told=told | {"probabilities": answer.probabilities})
-        return JSONResponse(told | (service.detail(pair, answer) if detail else {}))
+        if service.settings.log_records:
+            request.state.log |= {"pair": pair}
+        told, answer = await while_there(request, service.match(pair, detail))
+        request.state.log |= {"result": told[service.task.label_key]}
+        return Json(told | (service.detail(pair, answer) if detail else {}))
 
     @app.post("/match/batch", **contract.BATCH)
     async def batch(request: Request, detail: bool = False):
-        kind = check_type(request)
-        body = await read_body(request, service.limits.most_batch_bytes)
-        pairs = pairs_of(body, is_lines=kind != "application/json")
-        request.state.log = {"bytes": len(body), "pairs": len(pairs)}
+        kind = check_type(request, *LINES_TYPES)
+        if service.n_batches >= MOST_BATCHES:
+            raise too_busy(1)
+        body = await read_body(request, service.limits.most_batch_bytes, BATCH_WITHIN_S)
+        # Megabytes of JSON take seconds, in which others are to be answered.
+        pairs = await asyncio.to_thread(pairs_of, body, kind != JSON_TYPE)
+        request.state.log = {"bytes": len(body), "pairs": len(pairs)} | ({"all_pairs": pairs_told(pairs)} if service.settings.log_records else {})
         return StreamingResponse(streamed(service, pairs, detail), media_type="application/x-ndjson")
 
 
@@ -267,24 +294,26 @@ def pairs_of(body, is_lines):
     return found
 
 
+def pairs_told(pairs):
+    return [None if isinstance(pair, Refused) else pair for pair in pairs]
+
+
 async def streamed(service, pairs, detail):
     """One line of JSON a pair, in order; what is wrong with one says so in its place."""
     under_way = deque()
+    service.n_batches += 1
     try:
         for pair in pairs:
             under_way.append(asyncio.create_task(one_of_batch(service, pair, detail)))
             if len(under_way) == BATCH_WINDOW:
-                yield line_of(await under_way.popleft())
+                yield json_bytes(await under_way.popleft()) + b"\n"
         while under_way:
-            yield line_of(await under_way.popleft())
+            yield json_bytes(await under_way.popleft()) + b"\n"
     finally:
+        service.n_batches -= 1
         # A client that has gone leaves the line too.
         for task in under_way:
             task.cancel()
-
-
-def line_of(value):
-    return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 async def one_of_batch(service, pair, detail):

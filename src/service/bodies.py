@@ -3,37 +3,67 @@
 import asyncio
 import json
 
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+
 from common import parse_json
 
 CLIENT_GONE = 499       # the status of a request that nobody waits for any more, in log and metrics
-JSON_TYPES = ("application/json", "application/x-ndjson", "application/jsonl")
+JSON_TYPE = "application/json"
+LINES_TYPES = ("application/x-ndjson", "application/jsonl")
 
 
 class Refused(Exception):
-    """A request that is answered with an error of the client's."""
+    """A request that ends with an error; `cause` is for the log alone."""
 
-    def __init__(self, status, words, headers=None):
+    def __init__(self, status, words, headers=None, cause=None):
         super().__init__(words)
-        self.status, self.words, self.headers = status, words, headers
+        self.status, self.words, self.headers, self.cause = status, words, headers, cause
 
 
-async def read_body(request, most_bytes):
-    """The body, given up as soon as it is larger than allowed, whatever its headers say."""
+class Json(JSONResponse):
+    """UTF-8, or escaped where a record's text cannot be written in it."""
+
+    def render(self, content):
+        return json_bytes(content)
+
+
+def json_bytes(value):
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+async def read_body(request, most_bytes, within_s):
+    """The body, given up as soon as it is larger or slower than allowed, whatever its headers say."""
     parts, n_bytes = [], 0
-    async for part in request.stream():
-        n_bytes += len(part)
-        if n_bytes > most_bytes:
-            # What is still under way is not read either.
-            raise Refused(413, f"the body is larger than {most_bytes:,} bytes", {"Connection": "close"})
-        parts.append(part)
+    try:
+        async with asyncio.timeout(within_s):
+            async for part in request.stream():
+                n_bytes += len(part)
+                if n_bytes > most_bytes:
+                    # What is still under way is not read either.
+                    raise Refused(413, f"the body is larger than {most_bytes:,} bytes", {"Connection": "close"})
+                parts.append(part)
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {within_s:g} s", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Refused(CLIENT_GONE, "the client has gone") from None
     return b"".join(parts)
 
 
-def check_type(request):
+def check_type(request, *more):
+    """The content type, if it may be read."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in JSON_TYPES:
-        raise Refused(415, "the body must be application/json")
+    if kind not in (JSON_TYPE, *more):
+        raise Refused(415, f"the body must be {' or '.join((JSON_TYPE, *more[:1]))}")
     return kind
+
+
+def is_text(value):
+    """Whether it is text that UTF-8 can hold: no half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def parsed(body):

@@ -9,10 +9,10 @@ import secrets
 import time
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from service import contract
-from service.bodies import Refused, check_type, parsed, read_body, while_there
+from service.bodies import Json, Refused, check_type, is_text, parsed, read_body, while_there
 
 NAME = "steward"
 ROLES = (["user"], ["system", "user"])
@@ -26,10 +26,10 @@ def add_routes(app, service):
     @app.post("/v1/chat/completions", **contract.CHAT)
     async def chat(request: Request):
         check_type(request)
-        body = await read_body(request, service.limits.most_body_bytes)
-        asked = checked(parsed(body), service.task.answer_schema)
-        answer = await while_there(request, service.answered(asked["messages"], bool(asked.get("logprobs"))))
+        body = await read_body(request, service.limits.most_body_bytes, service.limits.timeout_s)
         request.state.log = {"bytes": len(body)}
+        asked = checked(parsed(body), service.task.answer_schema)
+        _, answer = await while_there(request, service.answered(asked["messages"], bool(asked.get("logprobs"))))
         return told(asked, answer, service.task)
 
 
@@ -56,7 +56,7 @@ def checked(asked, schema):
 
 
 def is_message(one):
-    return isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+    return isinstance(one, dict) and isinstance(one.get("role"), str) and is_text(one.get("content"))
 
 
 def told(asked, answer, task):
@@ -68,7 +68,7 @@ def told(asked, answer, task):
     message = {"role": "assistant", "content": answer.text}
     if not asked.get("stream"):
         choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason} | logprobs
-        return JSONResponse(head | {"object": "chat.completion", "choices": [choice], "usage": usage})
+        return Json(head | {"object": "chat.completion", "choices": [choice], "usage": usage})
     pieces = [head | {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": message, "finish_reason": answer.finish_reason} | logprobs]}]
     if isinstance(asked.get("stream_options"), dict) and asked["stream_options"].get("include_usage"):
         pieces.append(head | {"object": "chat.completion.chunk", "choices": [], "usage": usage})

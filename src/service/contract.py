@@ -1,15 +1,16 @@
-"""What clients are promised: the routes' schemas, examples and errors, as /openapi.json and /docs tell them."""
+"""What clients are promised: the routes' schemas, examples and errors, as /openapi.json tells them."""
 
 VERSION = "1"
 DESCRIPTION = ("Two records of a CRM in, a verdict out: DUPLICATE, POSSIBLE (a person should look) or NO_MATCH, with one sentence why. "
                "Every answer fits the schema, whatever the records hold.")
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 REASONS = {
-    400: "Not strict JSON in UTF-8", 401: "No key, or an unknown one", 404: "No such model", 413: "Too large: the body, or the records for the model",
-    409: "Nothing to undo", 507: "No space left to keep the decision",
-    415: "Another content type than application/json", 422: "Not a pair of records, or not within the limits", 429: "Too many requests are waiting",
-    500: "Something went wrong that should not", 502: "The model or its server sent no answer", 503: "Not ready, or going down",
-    504: "No answer in time"}
+    400: "Not strict JSON in UTF-8", 401: "No key, or an unknown one", 404: "No such model or pair, or no review is set up",
+    408: "The body did not come in time", 409: "Nothing to undo, or the model's verdict is another now",
+    413: "Too large: the body, or the records for the model", 415: "Another content type than application/json",
+    421: "Without keys: another name than this machine's", 422: "Not a pair of records, or not within the limits",
+    429: "Too many requests are waiting", 502: "The model or its server sent no answer", 503: "Not ready", 504: "No answer in time",
+    507: "No space left to keep the decision"}
 PAIR = {
     "record1": {"name": "Ann Lee", "phone": "+1 555 0101", "city": "Austin"},
     "record2": {"full_name": "A. Lee", "telephone": "555-0101", "city": "Austin"}}
@@ -19,23 +20,22 @@ VERDICT = {"result": "DUPLICATE", "reasoning": "Likely the same: phone and city 
 def errors(*statuses):
     """The error answers of a route."""
     found = {}
-    for status in statuses:
+    for status in (*statuses, *([421] if 401 in statuses else [])):
         found[status] = {"description": REASONS[status], "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
         if status in (429, 503):
             found[status]["headers"] = {"Retry-After": {"description": "Seconds after which to come again", "schema": {"type": "string"}}}
     return found
 
 
-def json_body(schema, example, also=()):
-    content = {kind: {"schema": schema, "example": example} for kind in ("application/json", *also)}
-    return {"requestBody": {"required": True, "content": content}}
+def json_body(schema, example):
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
 
-def answer(description, schema, example, kind="application/json"):
-    return {200: {"description": description, "content": {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}}}}
+def answer(description, schema, example):
+    return {200: {"description": description, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}}}}
 
 
-ASKED = (400, 401, 413, 415, 422, 429, 502, 503, 504)
+ASKED = (400, 401, 408, 413, 415, 422, 429, 502, 503, 504)
 MATCH = {
     "summary": "One pair, one verdict", "response_model": None,
     "responses": answer("The verdict", "Verdict", VERDICT) | errors(*ASKED),
@@ -43,7 +43,7 @@ MATCH = {
 BATCH = {
     "summary": "Many pairs: a list, or one a line; one line of JSON each comes back, in order", "response_model": None,
     "responses": {200: {"description": "One verdict or error a line", "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
-    | errors(400, 401, 413, 415, 422, 503),
+    | errors(400, 401, 408, 413, 415, 422, 429, 503),
     "openapi_extra": json_body({"type": "array", "minItems": 1, "items": {"description": "A pair; what is none is told in its place"}}, [PAIR])}
 HEALTHZ = {"summary": "The process is alive", "responses": answer("Alive", "State", {"status": "ok"})}
 READYZ = {
@@ -114,7 +114,7 @@ CHAT = {
     "summary": "The same model for OpenAI clients; it answers by its own schema whatever is asked", "response_model": None,
     "responses": {200: {"description": "A completion, or with stream its pieces", "content": {
         "application/json": {"schema": {"type": "object", "required": ["choices", "usage"]}}, "text/event-stream": {}}}}
-    | errors(400, 401, 404, 413, 415, 422, 429, 502, 503, 504),
+    | errors(*ASKED, 404),
     "openapi_extra": json_body(
         {"type": "object", "required": ["messages"], "properties": {
             "model": {"const": "steward"}, "stream": {"type": ["boolean", "null"]}, "logprobs": {"type": ["boolean", "null"]},
@@ -123,10 +123,11 @@ CHAT = {
 
 REVIEW_NEXT = {"summary": "The pair to review next, least certain first",
                "responses": {200: {"description": "A card, or null where nothing waits", "content": {"application/json": {"schema": {"type": "object"}}}}}
-               | errors(401, 404)}
+               | errors(401, 404, 422, 503)}
 NAME = {"type": "string", "pattern": "^\\S.{0,98}$"}
-SAID = {"pair": {"type": "string"}, "reviewer": NAME, "seconds": {"type": "number"}, "blind": {"type": "boolean"},
-        "reason": {"type": "string", "maxLength": 1000}, "reasoning": {"type": "string", "maxLength": 1000}}
+SAID = {"pair": {"type": "string"}, "reviewer": NAME, "seconds": {"type": "number", "minimum": 0, "maximum": 86_400}, "blind": {"type": "boolean"},
+        "shown": {"type": "string", "description": "The model's verdict that the reviewer saw"},
+        "reason": {"type": "string", "maxLength": 1000}, "reasoning": {"type": "string", "minLength": 1, "maxLength": 320}}
 DECISION = {"anyOf": [
     {"type": "object", "required": ["pair", "action", "verdict", "reviewer"],
      "properties": SAID | {"action": {"const": "decide"}, "verdict": {"enum": ["DUPLICATE", "POSSIBLE", "NO_MATCH"]}}},
@@ -134,14 +135,14 @@ DECISION = {"anyOf": [
 REVIEW_DECIDE = {
     "summary": "Decide a pair, or skip it; on the disk before it is acknowledged", "response_model": None,
     "responses": {200: {"description": "The decision's number and hash", "content": {"application/json": {"schema": {"type": "object"}}}}}
-    | errors(400, 401, 404, 413, 415, 422, 507),
+    | errors(400, 401, 404, 408, 409, 413, 415, 422, 503, 507),
     "openapi_extra": json_body(DECISION, {"pair": "6f1d...", "action": "decide", "verdict": "NO_MATCH", "reason": "other person, same household",
                                           "reviewer": "kim", "seconds": 8.2})}
 REVIEW_UNDO = {
     "summary": "Take back the reviewer's last decision", "response_model": None,
     "responses": {200: {"description": "The pair that is open again", "content": {"application/json": {"schema": {"type": "object"}}}}}
-    | errors(400, 401, 404, 409, 413, 415, 422, 507),
+    | errors(400, 401, 404, 408, 409, 413, 415, 422, 503, 507),
     "openapi_extra": json_body({"type": "object", "required": ["reviewer"], "properties": {"reviewer": NAME}},
                                {"reviewer": "kim"})}
 REVIEW_STATISTICS = {"summary": "Agreement, overrides, time a pair",
-                     "responses": {200: {"description": "Numbers", "content": {"application/json": {"schema": {"type": "object"}}}}} | errors(401, 404)}
+                     "responses": {200: {"description": "Numbers", "content": {"application/json": {"schema": {"type": "object"}}}}} | errors(401, 404, 503)}

@@ -10,13 +10,12 @@ import re
 import secrets
 import sys
 import time
-import traceback
 from urllib.parse import urlsplit
 
-from service.metrics import HTTP_SECONDS, IN_FLIGHT, REQUESTS
+from service.metrics import HTTP_SECONDS, IN_FLIGHT, REQUESTS, place_of
 from service.settings import LOOPBACK
 
-OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/page.js", "/page.css", "/favicon.ico")
+OPEN = ("/", "/healthz", "/readyz", "/openapi.json", "/page.js", "/page.css")
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -84,12 +83,6 @@ def names_this_machine(headers):
         return urlsplit(f"//{headers.get(b'host', b'localhost').decode('latin-1')}").hostname in LOOPBACK
     except ValueError:
         return False
-
-
-def place_of(error):
-    """Type and place of an error; its words may hold what a client sent."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno}"
 
 
 async def refuse(send, status, words, headers=()):

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from common import UserError
+from service.metrics import QUEUE, place_of
 
 LINGER_SHARE = 0.05     # of the last batch's time, which the next one waits for those that were just answered to ask again
 LONGEST_LINGER_S = 0.05
@@ -32,7 +33,7 @@ class TooLong(Exception):
 
 
 class Unanswered(Exception):
-    """The engine failed; the words are for an operator and hold no record text."""
+    """The engine failed; the words are for an operator and hold no record's text."""
 
 
 @dataclass(eq=False)
@@ -77,6 +78,7 @@ class Line:
             if not self.is_open or len(self.waiting) >= self.most_waiting:
                 raise Busy(self.wait_s())
             self.waiting.append(mine)
+            QUEUE.inc()
             self.n_inside += 1
             self.most_inside = max(self.most_inside, self.n_inside)
             self.changed.notify()
@@ -100,6 +102,7 @@ class Line:
             if not mine.future.done() or mine.future.cancelled():
                 with contextlib.suppress(ValueError):
                     self.waiting.remove(mine)
+                    QUEUE.dec()
 
     def _take(self):
         """The next batch: what waits, after a moment for those to come back who were there before. Else two halves of them would take turns for ever."""
@@ -110,17 +113,17 @@ class Line:
             while len(self.waiting) < wanted and (left := until - time.monotonic()) > 0:
                 self.changed.wait(left)
             self.most_inside = self.n_inside
-            return [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most_at_once))]
+            batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most_at_once))]
+            QUEUE.dec(len(batch))
+            return batch
 
     def _work(self):
         while True:
             batch, start = self._take(), time.monotonic()
             try:
                 self._answer(batch)
-            except UserError as error:
-                tell_all(batch, TooLong(str(error)) if len(batch) == 1 else Unanswered(str(error)))
             except Exception as error:
-                tell_all(batch, Unanswered(type(error).__name__))
+                tell_all(batch, Unanswered(place_of(error)))
             seconds = time.monotonic() - start
             self.linger_s = min(LONGEST_LINGER_S, LINGER_SHARE * seconds)
             if batch:
@@ -129,24 +132,33 @@ class Line:
     def _answer(self, batch):
         if hasattr(self.engine, "answer"):
             for one in batch:
-                one.tell(self.engine.answer(one.messages, one.with_shares))
+                one.tell(self._answer_of(one))
             return
-        fitting, too_long = self._sorted_out(batch)
-        for one, words in too_long:
-            one.tell(TooLong(words))
+        fitting = self._sorted_out(batch)
         for at, answer in self.engine.answers([one.messages for one in fitting]) if fitting else ():
             fitting[at].tell(answer)
 
     def _sorted_out(self, batch):
-        """(those whose prompts the model can read, the others with what is wrong): one long prompt must not fail its batch."""
-        fitting, too_long = [], []
+        """Those whose prompts the model can read; the others are told: one odd prompt must not fail its batch."""
+        fitting = []
         for one in batch:
             try:
                 self.engine.check_prompt(one.messages)
                 fitting.append(one)
-            except UserError as error:
-                too_long.append((one, str(error)))
-        return fitting, too_long
+            except Exception as error:
+                one.tell(refusal(error))
+        return fitting
+
+    def _answer_of(self, one):
+        try:
+            return self.engine.answer(one.messages, one.with_shares)
+        except Exception as error:
+            return refusal(error)
+
+
+def refusal(error):
+    """What an engine raised, as whoever waits should hear it; an engine's UserError is about the prompt's length."""
+    return TooLong(str(error)) if isinstance(error, UserError) else Unanswered(place_of(error))
 
 
 def tell_all(batch, result):

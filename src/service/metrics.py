@@ -1,6 +1,7 @@
-"""What Prometheus may ask for."""
+"""What operators see: numbers for Prometheus, and the place of an error for the log."""
 
 import os
+import traceback
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -35,3 +36,9 @@ def forget_the_dead(folder):
             os.kill(pid, 0)
         except ProcessLookupError:
             multiprocess.mark_process_dead(pid, folder)
+
+
+def place_of(error):
+    """Type and place of an error; its words may hold what a client sent."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {last.filename.rpartition('/')[2]}:{last.lineno}"

@@ -9,7 +9,9 @@ import json
 import random
 import re
 import statistics
+import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +20,11 @@ from fastapi import Request
 from fastapi.responses import FileResponse
 
 from ask import pairs_from_file
-from decisions import Decisions, pair_hash, standing
+from common import WorkFailed
+from decisions import Decisions, pair_hash, problems, standing
 from service import contract
-from service.bodies import Refused, check_type, parsed, read_body
+from service.bodies import Refused, check_type, is_text, parsed, read_body
+from service.metrics import place_of
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/page.css": ("page.css", "text/css")}
@@ -32,7 +36,8 @@ SCORED_AT_ONCE = 8      # pairs that the background has in line
 IDLE_S = 0.2            # how often it looks whether the line is empty
 NAME = re.compile(contract.NAME["pattern"])
 MOST_PASSING = 2_000    # answered requests that are kept for review
-LONGEST_NOTE = 1_000    # characters of a reason or a name
+LEASE_S = 600.0         # how long a pair that one reviewer looks at is shown to no other
+AFTER_FAILURE_S = 5.0   # before pairs are tried again that got no answer
 
 
 @dataclass
@@ -53,6 +58,9 @@ class Reviews:
     def __init__(self, service, folder, pairs_file=None):
         self.service, self.task, self.folder = service, service.task, Path(folder)
         self.decisions = Decisions(self.folder / "decisions.jsonl")
+        if problems(self.decisions.path):
+            raise WorkFailed(f"{self.decisions.path} is not what was written; make review-verify lists what is wrong. Nothing is added to it")
+        self.leases = {}        # {pair: (reviewer, until when nobody else is shown it)}
         self.items, self.passing = {}, set()
         self.entries, self.n_decision_bytes, self.n_answer_bytes, self.lock = [], 0, 0, threading.Lock()
         for named, case in pairs_from_file(pairs_file, self.task) if pairs_file else ():
@@ -90,7 +98,8 @@ class Reviews:
                 self.n_answer_bytes += len(line)
                 with contextlib.suppress(ValueError, KeyError):
                     entry = json.loads(line)
-                    if entry["model"] == self.service.identity and entry["pair"] in self.items:
+                    # What somebody may be looking at stays.
+                    if entry["model"] == self.service.identity and entry["pair"] in self.items and not self.items[entry["pair"]].told:
                         self.items[entry["pair"]].told = entry["told"]
 
     async def answer_all(self):
@@ -101,8 +110,13 @@ class Reviews:
             if not todo or len(self.service.line) or not await self.service.is_ready():
                 await asyncio.sleep(IDLE_S)
                 continue
-            await asyncio.gather(*map(self._answer, todo))
-            await asyncio.to_thread(self.refresh)
+            try:
+                await asyncio.gather(*map(self._answer, todo))
+                await asyncio.to_thread(self.refresh)
+            except (OSError, ValueError) as error:
+                print(json.dumps({"review": "pairs could not be answered", "error": place_of(error)}), file=sys.stderr, flush=True)
+            if not any(item.told for item in todo):
+                await asyncio.sleep(AFTER_FAILURE_S)
 
     async def _answer(self, item):
         try:
@@ -125,9 +139,22 @@ class Reviews:
 
     def waiting(self):
         """Undecided pairs with an answer, least certain first; what was skipped comes last."""
-        decided, skipped = standing(self.entries), Counter(entry["pair"] for entry in self.entries if entry["action"] == "skip")
+        decided, undone = standing(self.entries), {entry["of"] for entry in self.entries if entry["action"] == "undo"}
+        skipped = Counter(entry["pair"] for entry in self.entries if entry["action"] == "skip" and entry["n"] not in undone)
         left = [item for item in self.items.values() if "result" in item.told and item.pair not in decided]
         return sorted(left, key=lambda item: (skipped[item.pair], item.certainty, item.pair))
+
+    def next_for(self, reviewer):
+        """The first pair that no other reviewer is looking at; theirs for a while."""
+        now = time.monotonic()
+        for item in self.waiting():
+            holder, until = self.leases.get(item.pair, (None, 0.0))
+            if holder in (None, reviewer) or until < now:
+                if reviewer:
+                    self.leases = {pair: lease for pair, lease in self.leases.items() if lease[0] != reviewer and lease[1] > now}
+                    self.leases[item.pair] = reviewer, now + LEASE_S
+                return item
+        return None
 
     def progress(self):
         decided = standing(self.entries)
@@ -147,6 +174,8 @@ class Reviews:
         if item is None or "result" not in item.told:
             raise Refused(404, "no such pair in the queue")
         told = item.told
+        if said.get("shown") not in (None, told["result"]):
+            raise Refused(409, f"the model's verdict is {told['result']} now; look at the pair again")
         verdict = said["verdict"] if said["action"] != "skip" else None
         action = "skip" if verdict is None else "accept" if verdict == told["result"] else "correct"
         share = (told.get("probabilities") or {}).get(told["result"])
@@ -157,6 +186,7 @@ class Reviews:
 
     def undo(self, reviewer):
         """Take back the reviewer's last decision that stands."""
+        self.refresh()
         undone = {entry["of"] for entry in self.entries if entry["action"] == "undo"}
         own = [entry for entry in self.entries if entry["action"] != "undo" and entry["reviewer"] == reviewer and entry["n"] not in undone]
         last = own[-1] if own else None
@@ -171,6 +201,7 @@ class Reviews:
         except OSError as error:
             raise Refused(507, f"the decision could not be kept: {error.strerror}") from None
         self.refresh()
+        self.passing.discard(entry["pair"])     # room for other answered requests
         return entry
 
     def statistics(self):
@@ -194,28 +225,30 @@ def add_routes(app, service):
         app.get(path, include_in_schema=False)(page_file(name, kind))
 
     def reviews():
+        if service.settings.review_folder and service.reviews is None:
+            raise Refused(503, "the model is still being loaded", {"Retry-After": "1"})
         if service.reviews is None:
             raise Refused(404, "no review is set up here; start the service with --review <pairs.jsonl> or --keep_traffic")
         return service.reviews
 
     @app.get("/review/next", **contract.REVIEW_NEXT)
-    async def next_pair():
+    async def next_pair(reviewer: str = ""):
         desk = reviews()
         await asyncio.to_thread(desk.refresh)
-        waiting = desk.waiting()
-        return {"card": desk.card(waiting[0]) if waiting else None, "progress": desk.progress(), "labels": list(desk.task.labels)}
+        item = desk.next_for(reviewer)
+        return {"card": desk.card(item) if item else None, "progress": desk.progress(), "labels": list(desk.task.labels)}
 
     @app.post("/review/decide", **contract.REVIEW_DECIDE)
     async def decide(request: Request):
         check_type(request)
-        desk, said = reviews(), checked(parsed(await read_body(request, service.limits.most_body_bytes)), service.task.labels)
+        desk, said = reviews(), checked(parsed(await read_body(request, service.limits.most_body_bytes, service.limits.timeout_s)), service.task.labels)
         entry = await asyncio.to_thread(desk.decide, said)
         return {"n": entry["n"], "action": entry["action"], "hash": entry["hash"]}
 
     @app.post("/review/undo", **contract.REVIEW_UNDO)
     async def undo(request: Request):
         check_type(request)
-        desk, said = reviews(), parsed(await read_body(request, service.limits.most_body_bytes))
+        desk, said = reviews(), parsed(await read_body(request, service.limits.most_body_bytes, service.limits.timeout_s))
         item = await asyncio.to_thread(desk.undo, name_of(said if isinstance(said, dict) else {}))
         return {"card": desk.card(item) if item else None, "progress": desk.progress()}
 
@@ -243,18 +276,21 @@ def checked(said, labels):
         raise Refused(422, f"verdict must be one of {', '.join(labels)}")
     if not isinstance(said.get("pair"), str):
         raise Refused(422, "pair must be the hash that /review/next gave")
-    if not isinstance(said.get("blind"), bool | None):
-        raise Refused(422, "blind must be true or false")
-    for name in ("reason", "reasoning"):
-        if not isinstance(said.get(name), str | None) or len(said.get(name) or "") > LONGEST_NOTE:
-            raise Refused(422, f"{name} must be text of at most {LONGEST_NOTE:,} characters")
-    if isinstance(said.get("seconds"), bool) or not isinstance(said.get("seconds"), int | float | None):
-        raise Refused(422, "seconds must be a number")
+    if not isinstance(said.get("blind"), bool | None) or not isinstance(said.get("shown"), str | None):
+        raise Refused(422, "blind must be true or false, shown the verdict that was seen")
+    for name, properties in contract.SAID.items():
+        value = said.get(name)
+        if "maxLength" in properties and value is not None and not (
+                is_text(value) and properties.get("minLength", 0) <= len(value) <= properties["maxLength"]):
+            raise Refused(422, f"{name} must be text of {properties.get('minLength', 0)} to {properties['maxLength']:,} characters")
+    seconds = said.get("seconds")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= contract.SAID["seconds"]["maximum"]):
+        raise Refused(422, "seconds must be a number from 0 to a day's")
     return said
 
 
 def name_of(said):
     name = said.get("reviewer")
-    if not isinstance(name, str) or not NAME.search(name):
+    if not is_text(name) or not NAME.fullmatch(name):
         raise Refused(422, "reviewer must be a name of 1 to 99 characters on one line, the first no space")
     return name

@@ -55,14 +55,22 @@ class Settings:
 
 def key_hashes(path):
     """Of the keys in a file, one a line, and of those in the environment."""
-    lines = existing_file(path, "one key a line").read_text(encoding="utf-8").splitlines() if path else os.environ.get(KEYS, "").split(",")
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    short = [at for at, key in enumerate(keys, 1) if len(key) < 16]
-    if short:
-        raise UserError(f"key {short[0]} of {path or KEYS} is shorter than 16 characters; python -c 'import secrets; print(secrets.token_urlsafe())' makes one")
-    if path and not keys:
-        raise UserError(f"{path}: no key in it, one a line")
-    return tuple(map(hash_of_key, keys))
+    found = [(KEYS, os.environ.get(KEYS, "").split(","))]
+    if path:
+        try:
+            found.append((path, existing_file(path, "one key a line").read_text(encoding="utf-8").splitlines()))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    hashes = []
+    for source, lines in found:
+        keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        short = [at for at, key in enumerate(keys, 1) if len(key) < 16]
+        if short:
+            raise UserError(f"key {short[0]} of {source} is shorter than 16 characters; python -c 'import secrets; print(secrets.token_urlsafe())' makes one")
+        if source == path and not keys:
+            raise UserError(f"{path}: no key in it, one a line")
+        hashes += map(hash_of_key, keys)
+    return tuple(hashes)
 
 
 def hash_of_key(key):

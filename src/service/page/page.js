@@ -4,7 +4,9 @@
 const $ = (id) => document.getElementById(id);
 const WORDS = { same: "= same", similar: "\u2248 similar", different: "\u2260 different", left_only: "only in A", right_only: "only in B" };
 const KINDS = { left_only: "missing", right_only: "missing" };
-const state = { card: null, labels: [], since: 0, chosen: null, busy: false };
+const RETRY_MS = 1500;
+// unseen: the verdict that the steward chose before the model's was shown
+const state = { card: null, labels: [], since: 0, chosen: null, busy: false, seen: false, unseen: null };
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -17,10 +19,16 @@ async function ask(path, body) {
   const headers = { "content-type": "application/json" };
   const key = sessionStorage.getItem("key");
   if (key) headers.authorization = `Bearer ${key}`;
-  const response = await fetch(path, body === undefined ? { headers } : { method: "POST", headers, body: JSON.stringify(body) });
+  let response;
+  try {
+    response = await fetch(path, body === undefined ? { headers } : { method: "POST", headers, body: JSON.stringify(body) });
+  } catch {
+    const unknown = body === undefined ? "" : " It is not known whether the last step was saved; reload the page.";
+    throw new Error(`The service cannot be reached.${unknown}`);
+  }
   const told = await response.json().catch(() => ({ error: `the service answered ${response.status}` }));
   if (response.status === 401) $("key-label").hidden = false;
-  if (!response.ok) throw new Error(told.error || `the service answered ${response.status}`);
+  if (!response.ok) throw Object.assign(new Error(told.error || `the service answered ${response.status}`), { status: response.status });
   return told;
 }
 
@@ -36,21 +44,27 @@ async function once(work) {
   try {
     await work();
   } catch (error) {
-    say(error.message === "Failed to fetch" ? "the service cannot be reached; nothing was saved" : error.message, true);
+    say(error.message, true);
+    // The model is still being loaded, or another one has come.
+    if (error.status === 503) setTimeout(() => once(next), RETRY_MS);
+    if (error.status === 409 && state.card) setTimeout(() => once(next), RETRY_MS);
   } finally {
     state.busy = false;
   }
 }
 
 async function next() {
-  const told = await ask("/review/next");
+  const told = await ask(`/review/next?reviewer=${encodeURIComponent($("reviewer").value.trim())}`);
   state.labels = told.labels;
   showProgress(told.progress);
   showCard(told.card);
   if (!told.card) {
-    const open = told.progress.pairs - told.progress.answered;
-    say(open ? `${open} pairs wait for the model's answer` : told.progress.pairs ? "All pairs are decided." : "No pair to review yet.");
-    if (open || !told.progress.pairs) setTimeout(() => state.card || once(next), 1500);
+    const { pairs, answered, decided, unreadable } = told.progress;
+    const left = pairs - decided - unreadable;
+    if (pairs > answered) say(`${pairs - answered} pairs wait for the model's answer`);
+    else if (left > 0) say(`${left} pairs are left; other reviewers are looking at them`);
+    else say(pairs ? "All pairs are decided." : "No pair to review yet.");
+    if (left > 0 || !pairs) setTimeout(() => state.card || once(next), RETRY_MS);
   }
   await showStatistics();
 }
@@ -65,7 +79,8 @@ function showProgress(progress) {
 function showCard(card) {
   state.card = card;
   state.since = performance.now();
-  state.chosen = null;
+  state.chosen = state.unseen = null;
+  state.seen = false;
   $("card").hidden = !card;
   $("correction").hidden = true;
   if (!card) return;
@@ -119,7 +134,7 @@ function valueCell(text, marked, side) {
   return cell;
 }
 
-// Which letters of two texts are not in their longest common subsequence; long texts are marked by words.
+// Which letters of two texts are not in their longest common subsequence; of very long texts none are marked.
 function differing(left, right) {
   const a = [...left.toLowerCase()], b = [...right.toLowerCase()];
   if (a.length * b.length > 250000) return [[], []];
@@ -145,6 +160,7 @@ function differing(left, right) {
 }
 
 function showVerdict(open) {
+  state.seen = state.seen || open;
   $("verdict").hidden = !open;
   $("blind-note").hidden = open;
   if (!open) return;
@@ -193,6 +209,7 @@ function point(field) {
 
 function choose(label) {
   if (!state.card || !hasName()) return;
+  if (!state.seen) state.unseen = label;
   if (label === state.card.result) {
     once(() => decide(label, null));
     return;
@@ -216,7 +233,8 @@ function hasName() {
 async function decide(label, reason) {
   const card = state.card, seconds = Math.round((performance.now() - state.since) / 100) / 10;
   const told = await ask("/review/decide", {
-    pair: card.pair, action: "decide", verdict: label, reason, reviewer: $("reviewer").value.trim(), seconds, blind: $("blind").checked,
+    pair: card.pair, action: "decide", verdict: label, reason, reviewer: $("reviewer").value.trim(), seconds, shown: card.result,
+    blind: state.unseen === label,
   });
   const blind = $("blind").checked ? `; the model said ${card.result}` : "";
   say(`${label} saved as decision ${told.n} (${told.action === "accept" ? "accepted" : "corrected"}${blind}).`);
@@ -277,7 +295,14 @@ $("skip").addEventListener("click", skip);
 $("undo").addEventListener("click", undo);
 $("help-button").addEventListener("click", () => $("help").showModal());
 $("differences").addEventListener("change", () => state.card && showRows());
-$("blind").addEventListener("change", () => state.card && showCard(state.card));
+$("blind").addEventListener("change", () => {
+  localStorage.setItem("blind", $("blind").checked ? "1" : "");
+  if (!state.card) return;
+  // What was seen stays seen: only the next pair is blind then.
+  const { seen, unseen } = state;
+  showCard(state.card);
+  if (seen) Object.assign(state, { seen, unseen });
+});
 $("settings").addEventListener("submit", (event) => event.preventDefault());
 $("reviewer").addEventListener("change", () => localStorage.setItem("reviewer", $("reviewer").value.trim()));
 $("key").addEventListener("change", () => {
@@ -317,4 +342,5 @@ document.addEventListener("keydown", (event) => {
 });
 
 $("reviewer").value = localStorage.getItem("reviewer") || "";
+$("blind").checked = localStorage.getItem("blind") === "1";
 once(next);
