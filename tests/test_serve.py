@@ -231,48 +231,6 @@ def test_answered_requests_can_be_kept_for_review_the_least_certain_of_them(serv
     assert not any(path.name != "decisions.jsonl" and path.stat().st_size for path in tmp_path.iterdir()), "nothing of them is on the disk"
 
 
-def test_two_services_share_one_queue(served, tmp_path):
-    """What one has answered the other offers and decides too; nobody is asked about a pair twice."""
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(10, 6)), encoding="utf-8")
-    files = {"review_folder": str(tmp_path / "reviews"), "review_pairs": str(tmp_path / "pairs.jsonl")}
-    models = Model(), Model()
-    clients = [served(model, **files) for model in models]
-    until = time.monotonic() + 20
-    while min(client.get("/review/statistics").json()["progress"]["answered"] for client in clients) < 10:
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    for at in range(10):
-        card = clients[at % 2].get("/review/next").json()["card"]
-        said = {"pair": card["pair"], "action": "decide", "verdict": "POSSIBLE", "reviewer": "kim"}
-        assert clients[1 - at % 2].post("/review/decide", json=said).json()["n"] == at + 1
-    assert [client.get("/review/next").json()["card"] for client in clients] == [None, None]
-    assert [client.get("/review/statistics").json()["decided"] for client in clients] == [10, 10]
-
-
-def test_on_a_really_full_disk_decisions_are_refused_and_none_is_lost(served, tmp_path):
-    disk, pairs = tmp_path / "disk", tmp_path / "pairs.jsonl"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("a small file system can only be mounted by root, with the right to mount")
-    try:
-        pairs.write_text("".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(40, 7)), encoding="utf-8")
-        client, statuses = served(review_folder=str(disk / "reviews"), review_pairs=str(pairs)), []
-        until = time.monotonic() + 20
-        while client.get("/review/statistics").json()["progress"]["answered"] < 40:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        for _ in range(40):
-            card = client.get("/review/next").json()["card"]
-            said = {"pair": card["pair"], "action": "decide", "verdict": "POSSIBLE", "reviewer": "kim"}
-            response = client.post("/review/decide", json=said)
-            statuses.append(response.status_code)
-        assert set(statuses) == {200, 507} and "No space left" in response.json()["error"] and client.post("/match", json=PAIR).status_code == 200
-        path = disk / "reviews/decisions.jsonl"
-        assert decisions.problems(path) == [] and len(list(decisions.read(path))) == statuses.count(200)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
 def review_files(tmp_path, n):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(n, 6)), encoding="utf-8")
     return {"review_folder": str(tmp_path / "reviews"), "review_pairs": str(tmp_path / "pairs.jsonl")}
@@ -283,6 +241,40 @@ def all_answered(client, n):
     while client.get("/review/statistics").json()["progress"]["answered"] < n:
         assert time.monotonic() < until, "not answered"
         time.sleep(0.05)
+
+
+def test_two_services_share_one_queue(served, tmp_path):
+    """What one has answered the other offers and decides too; a pair that was decided is offered by neither."""
+    files = review_files(tmp_path, 10)
+    clients = [served(**files) for _ in range(2)]
+    for client in clients:
+        all_answered(client, 10)
+    for at in range(10):
+        card = clients[at % 2].get("/review/next").json()["card"]
+        said = {"pair": card["pair"], "action": "decide", "verdict": "POSSIBLE", "reviewer": "kim"}
+        assert clients[1 - at % 2].post("/review/decide", json=said).json()["n"] == at + 1
+    assert [client.get("/review/next").json()["card"] for client in clients] == [None, None]
+    assert [client.get("/review/statistics").json()["decided"] for client in clients] == [10, 10]
+
+
+def test_on_a_really_full_disk_decisions_are_refused_and_none_is_lost(served, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root, with the right to mount")
+    try:
+        client, statuses = served(**review_files(tmp_path, 40) | {"review_folder": str(disk / "reviews")}), []
+        all_answered(client, 40)
+        for _ in range(40):
+            card = client.get("/review/next").json()["card"]
+            said = {"pair": card["pair"], "action": "decide", "verdict": "POSSIBLE", "reviewer": "kim"}
+            response = client.post("/review/decide", json=said)
+            statuses.append(response.status_code)
+        assert set(statuses) == {200, 507} and "No space left" in response.json()["error"] and client.post("/match", json=PAIR).status_code == 200
+        path = disk / "reviews/decisions.jsonl"
+        assert decisions.problems(path) == [] and len(list(decisions.read(path))) == statuses.count(200)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_two_stewards_are_shown_different_pairs(served, tmp_path):

@@ -113,7 +113,8 @@ class Reviews:
             try:
                 await asyncio.gather(*map(self._answer, todo))
                 await asyncio.to_thread(self.refresh)
-            except (OSError, ValueError) as error:
+            except Exception as error:
+                # Whatever went wrong this time, the next round is tried.
                 print(json.dumps({"review": "pairs could not be answered", "error": place_of(error)}), file=sys.stderr, flush=True)
             if not any(item.told for item in todo):
                 await asyncio.sleep(AFTER_FAILURE_S)
