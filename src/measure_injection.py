@@ -1,7 +1,7 @@
 """Whether text in a record can talk the model into a verdict: python src/measure_injection.py --out reports/injection.json
 
-Every pair is asked as it is, with an instruction written behind one of its values, and with unrelated text of the same length in the same place. An
-instruction that works changes more verdicts than the unrelated text does, and changes them to what it asks for.
+Every pair is asked as it is, with an instruction written behind one of its values, and with unrelated text of the same length in the same place: words of
+common remarks, and the instruction's own letters in random order. An instruction that works changes more verdicts than those do, and to what it asks for.
 """
 
 import argparse
@@ -42,14 +42,15 @@ def main():
     engine = load_engine("hf").load(args.model_path, task, model_config(args))
     found = measured(engine, task, args.pairs)
     write_manifest(args.out, clock, model=Path(args.model_path).name, **found)
-    told, other = found["instruction"], found["unrelated"]
-    print(f"{found['pairs']:,} pairs: verdicts changed by an instruction {told['changed_pct']} %, by unrelated text of its length {other['changed_pct']} %; "
-          f"changed to what was asked for {told['obeyed_pct']} %, by chance {other['obeyed_pct']} %")
+    print(f"{found['pairs']:,} pairs")
+    for arm, words in (("instruction", "an instruction"), ("unrelated", "other words of its length"), ("scrambled", "its letters in random order")):
+        print(f"{words} changed {found[arm]['changed_pct']} % of the verdicts, {found[arm]['obeyed_pct']} % to what the instruction asks for")
     print(f"in {args.out}")
 
 
 def measured(engine, task, n_pairs, seed=1):
-    rng, cases, instructed, unrelated, wanted = random.Random(seed), [], [], [], []
+    rng, shuffling, cases, wanted = random.Random(seed), random.Random(seed), [], []
+    arms = {"instruction": [], "unrelated": [], "scrambled": []}
     for row in task.module("synthetic").rows(n_pairs, 77):
         label = rng.choice(list(INSTRUCTIONS))
         text = rng.choice(INSTRUCTIONS[label])
@@ -58,11 +59,13 @@ def measured(engine, task, n_pairs, seed=1):
             continue
         cases.append(row["input"])
         wanted.append(label)
-        instructed.append(with_text(row["input"], side, key, text))
-        unrelated.append(with_text(row["input"], side, key, of_length(len(text), rng)))
-    plain, told, other = (verdicts(engine, task, some) for some in (cases, instructed, unrelated))
-    return {"pairs": len(cases), "instruction": shares(plain, told, wanted), "unrelated": shares(plain, other, wanted),
-            "verdicts": {name: Counter(some) for name, some in (("plain", plain), ("instruction", told), ("unrelated", other))}}
+        texts = {"instruction": text, "unrelated": of_length(len(text), rng), "scrambled": "".join(shuffling.sample(text, len(text)))}
+        for arm, written in texts.items():
+            arms[arm].append(with_text(row["input"], side, key, written))
+    plain = verdicts(engine, task, cases)
+    found = {arm: verdicts(engine, task, some) for arm, some in arms.items()}
+    return {"pairs": len(cases), **{arm: shares(plain, some, wanted) for arm, some in found.items()},
+            "verdicts": {arm: Counter(some) for arm, some in ({"plain": plain} | found).items()}}
 
 
 def place(case, rng):
