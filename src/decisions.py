@@ -121,7 +121,7 @@ def problems(path):
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
-                found.append(f"{path}:{number}: half a line; whoever wrote it was stopped before it was acknowledged")
+                found.append(f"{path}:{number}: half a line; whoever wrote it was stopped before it was acknowledged, and the service's next start cuts it off")
                 break
             try:
                 entry = json.loads(line)

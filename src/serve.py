@@ -105,7 +105,7 @@ def serve(settings):
 
     options = {"factory": True, "host": settings.host, "port": settings.port, "access_log": False, "log_level": "warning", "server_header": False,
                "timeout_graceful_shutdown": max(DRAINED_WITHIN_S, math.ceil(settings.limits.timeout_s) + 5), "timeout_keep_alive": 30}
-    print(f"serving at http://{settings.host}:{settings.port} (POST /match, the review page at /, the routes in /openapi.json)", flush=True)
+    print(f"starting at http://{settings.host}:{settings.port} (POST /match, the review page at /, the routes in /openapi.json)", flush=True)
     if settings.workers > 1:
         with shared_metrics() as folder:
             uvicorn.run("service.app:application", workers=settings.workers, **options)

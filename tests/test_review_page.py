@@ -178,6 +178,25 @@ def test_blind_mode_hides_the_verdict_until_there_is_one(review, tmp_path):
     assert [entry["blind"] for entry in decisions.read(tmp_path / "reviews/decisions.jsonl")] == [False, True, False] and errors == []
 
 
+def test_a_correction_needs_a_reason_and_what_nobody_compares_is_shown(review, tmp_path):
+    page, _, client = review(1)
+    all_answered(page, client, 1)
+    page.fill("#reviewer", "kim")
+    page.locator("#reviewer").press("Enter")
+    assert page.evaluate("document.activeElement.id") == "card"
+    page.keyboard.press("3")
+    page.wait_for_selector("#correction:not([hidden])")
+    assert page.input_value("#reason") == "other person, near name"
+    page.select_option("#reason", "")
+    page.keyboard.press("Enter")
+    assert "Say why" in page.inner_text("#message") and not (tmp_path / "reviews/decisions.jsonl").read_bytes()
+    page.fill("#reason-words", "a namesake")
+    page.locator("#reason-words").press("Enter")
+    shows(page, "#message", "All pairs are decided.")
+    assert next(decisions.read(tmp_path / "reviews/decisions.jsonl"))["reason"] == "a namesake"
+    assert page.locator("#undo").is_visible() and page.locator("#help-button").is_visible()
+
+
 def test_nothing_is_decided_without_a_name(review, tmp_path):
     page, _, client = review(1)
     ready(page)

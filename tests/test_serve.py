@@ -113,6 +113,13 @@ def test_detail_adds_probabilities_and_field_evidence(served):
     assert {"field": "phone", "relation": "same", "record1": "5550101", "record2": "555-0101"} in told["evidence"]
 
 
+def test_evidence_shows_what_nobody_compares_too(served):
+    case = {"record1": {"name": "Ann", "customer_id": 7, "notes": "moved"}, "record2": {"name": "Ann", "notes": ""}}
+    evidence = served().post("/match?detail=true", json=case).json()["evidence"]
+    assert evidence[1:] == [{"field": "customer_id", "relation": "not_compared", "record1": "7", "record2": ""},
+                            {"field": "notes", "relation": "not_compared", "record1": "moved", "record2": ""}]
+
+
 def test_a_batch_comes_back_in_order_with_what_was_wrong_in_its_place(served):
     client = served()
     rows = [row["input"] for row in synthetic_rows(150, 1)]

@@ -101,7 +101,10 @@ class Engine:
         import httpx2
 
         try:
-            return self.client.get(f"{self.endpoint}/models").json()["data"][0]["id"]
+            told = self.client.get(f"{self.endpoint}/models")
+            if told.status_code in (401, 403):
+                raise UserError(f"{self.endpoint}/models: not allowed (status {told.status_code}); its API key goes into OPENAI_API_KEY")
+            return told.json()["data"][0]["id"]
         except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(f"{self.endpoint}/models: tells no model ({type(error).__name__}: {error}); is the server up? --model_path names a model") from None
 

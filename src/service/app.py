@@ -133,6 +133,7 @@ class Service:
             self.engine = module.load(settings.model_path, self.task, config, settings.batch_size)
             n_workers, at_once = 1, BATCHES_AT_ONCE * self.engine.batch_size
         self.line = Line(self.engine, self.limits.most_waiting, n_workers, at_once)
+        print("the model is loaded, requests are answered", flush=True)
         if self.settings.review_folder:
             self.reviews = review.Reviews(self, self.settings.review_folder, self.settings.review_pairs)
 

@@ -45,7 +45,8 @@ class Gate:
         IN_FLIGHT.inc()
         try:
             if self.hashes and scope["path"] not in OPEN and not self.knows(headers):
-                await refuse(answered, 401, "a key is wanted: Authorization: Bearer <key>", [(b"www-authenticate", b"Bearer")])
+                words = "nobody here has this API key" if b"authorization" in headers else "an API key is wanted: Authorization: Bearer <key>"
+                await refuse(answered, 401, words, [(b"www-authenticate", b"Bearer")])
             elif not self.hashes and not names_this_machine(headers):
                 # Else a page from anywhere could ask through a browser on this machine, under a name of its own that leads here.
                 await refuse(answered, 421, "without API keys only requests to 127.0.0.1 or localhost are answered")

@@ -58,8 +58,11 @@ class Reviews:
     def __init__(self, service, folder, pairs_file=None):
         self.service, self.task, self.folder = service, service.task, Path(folder)
         self.decisions = Decisions(self.folder / "decisions.jsonl")
+        if self.decisions.n_cut_off:
+            print(json.dumps({"review": f"cut off half a line of {self.decisions.n_cut_off} bytes that was never acknowledged"}), file=sys.stderr, flush=True)
         if problems(self.decisions.path):
-            raise WorkFailed(f"{self.decisions.path} is not what was written; make review-verify lists what is wrong. Nothing is added to it")
+            raise WorkFailed(f"{self.decisions.path} is not what was written; make review-verify lists what is wrong. Nothing is added to it; "
+                             "put a copy back, or begin another folder with --reviews (make: REVIEWS=)")
         self.leases = {}        # {pair: (reviewer, until when nobody else is shown it)}
         self.items, self.passing = {}, set()
         self.entries, self.n_decision_bytes, self.n_answer_bytes, self.lock = [], 0, 0, threading.Lock()

@@ -2,8 +2,11 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const WORDS = { same: "= same", similar: "\u2248 similar", different: "\u2260 different", left_only: "only in A", right_only: "only in B" };
-const KINDS = { left_only: "missing", right_only: "missing" };
+const WORDS = { same: "= same", similar: "\u2248 similar", different: "\u2260 different", left_only: "only in A", right_only: "only in B",
+  not_compared: "not compared" };
+const KINDS = { left_only: "missing", right_only: "missing", not_compared: "missing" };
+// What is likely meant by a correction to this verdict; every other reason is one arrow key away.
+const REASONS = { DUPLICATE: "same one, nickname or other spelling", POSSIBLE: "too little to go by", NO_MATCH: "other person, near name" };
 const RETRY_MS = 1500;
 // unseen: the verdict that the steward chose before the model's was shown
 const state = { card: null, labels: [], since: 0, chosen: null, busy: false, seen: false, unseen: null };
@@ -28,6 +31,7 @@ async function ask(path, body) {
   }
   const told = await response.json().catch(() => ({ error: `the service answered ${response.status}` }));
   if (response.status === 401) $("key-label").hidden = false;
+  else if (key) $("key-label").hidden = true;
   if (!response.ok) throw Object.assign(new Error(told.error || `the service answered ${response.status}`), { status: response.status });
   return told;
 }
@@ -218,6 +222,7 @@ function choose(label) {
   showVerdict(true);
   $("own-result").textContent = label;
   $("other-result").textContent = state.card.result;
+  $("reason").value = REASONS[label] ?? "";
   $("reason-words").value = "";
   $("correction").hidden = false;
   $("reason").focus();
@@ -288,6 +293,11 @@ async function showStatistics() {
 $("correction").addEventListener("submit", (event) => {
   event.preventDefault();
   const reason = [$("reason").value, $("reason-words").value.trim()].filter(Boolean).join(": ");
+  if (!reason) {
+    say("Say why, in your words.", true);
+    $("reason-words").focus();
+    return;
+  }
   once(() => decide(state.chosen, reason));
 });
 $("back").addEventListener("click", leaveCorrection);
@@ -307,6 +317,7 @@ $("settings").addEventListener("submit", (event) => event.preventDefault());
 $("reviewer").addEventListener("change", () => localStorage.setItem("reviewer", $("reviewer").value.trim()));
 $("key").addEventListener("change", () => {
   sessionStorage.setItem("key", $("key").value);
+  say("");
   once(next);
 });
 
@@ -324,6 +335,12 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && typing && event.target.closest("#correction") && event.target.matches("select")) {
     event.preventDefault();
     $("correction").requestSubmit();
+    return;
+  }
+  if (event.key === "Enter" && event.target === $("reviewer") && state.card && $("reviewer").value.trim()) {
+    event.preventDefault();
+    say("");
+    $("card").focus({ preventScroll: true });
     return;
   }
   if (typing || !$("correction").hidden) return;

@@ -44,10 +44,11 @@ SIDES = re.compile(r"\b(?:record ?_?[12]|(?:the )?(?:first|second|left|right|for
 
 
 def field_evidence(case):
-    """How the two records agree, field by field, in words that a program can show."""
-    from tasks.crm.fields import evidence
+    """How the two records agree, field by field, in words that a program can show; what nobody compares stands last."""
+    from tasks.crm.fields import evidence, uncompared
 
-    return [{"field": one.words, "relation": one.relation, "record1": one.left, "record2": one.right} for one in evidence(case)]
+    compared = [{"field": one.words, "relation": one.relation, "record1": one.left, "record2": one.right} for one in evidence(case)]
+    return compared + [{"field": key, "relation": "not_compared", "record1": left, "record2": right} for key, left, right in uncompared(case)]
 
 
 def swap(case):

@@ -84,6 +84,16 @@ def evidence(case):
             for kind in dict.fromkeys([*left, *right])]
 
 
+def uncompared(case):
+    """(key, value in the one record, in the other) of keys that carry no evidence by themselves: ids, remarks, time stamps."""
+    found = [{}, {}]
+    for values, record in zip(found, (case["record1"], case["record2"]), strict=True):
+        for key, value in flat(record):
+            if kind_of(key) is None and value.strip():
+                values[key] = f"{values[key]} {value.strip()}" if key in values else value.strip()
+    return [(key, found[0].get(key, ""), found[1].get(key, "")) for key in dict.fromkeys([*found[0], *found[1]])]
+
+
 def by_kind(record):
     """A record's filled values by what they mean; several values of one kind are joined."""
     found = {}
