@@ -783,10 +783,17 @@ def test_a_service_killed_amid_decisions_keeps_every_one_that_it_acknowledged(tm
 @pytest.mark.slow
 def test_several_processes_serve_and_count_together():
     with process("--workers", 2) as (one, client):
+        def status(row):
+            """Of the answer, once the process that is asked has loaded its model."""
+            until = time.monotonic() + 60
+            while (found := client.post("/match", json=row["input"]).status_code) == 503 and time.monotonic() < until:
+                time.sleep(0.2)
+            return found
+
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda row: client.post("/match", json=row["input"]).status_code, synthetic_rows(12, 4)))
-        assert found == [200] * 12
-        counted = [line for line in client.get("/metrics").text.splitlines() if line.startswith('steward_http_requests_total{method="POST",route="/match"')]
+            assert list(pool.map(status, synthetic_rows(12, 4))) == [200] * 12
+        answered = 'steward_http_requests_total{method="POST",route="/match",status="200"'
+        counted = [line for line in client.get("/metrics").text.splitlines() if line.startswith(answered)]
         assert [float(line.split()[-1]) for line in counted] == [12.0]
         one.terminate()
         one.wait(60)

@@ -1,5 +1,6 @@
 """Training on the stand-in: killed and resumed, merged and gated, in LoRA and QLoRA, in one process and two."""
 
+import contextlib
 import json
 import os
 import signal
@@ -52,7 +53,7 @@ def test_killed_and_resumed_gives_the_same_bits(uninterrupted):
     project, checkpoints = uninterrupted, uninterrupted / "killed" / "standin-lora" / "checkpoints"
     process = subprocess.Popen([sys.executable, *train(project, "killed")], cwd=project, env=os.environ | QUIET,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: list(checkpoints.glob("checkpoint-*/trainer_state.json")), process)
+    until(lambda: n_whole(checkpoints) >= 1, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (project / "killed" / "standin-lora" / "manifest.json").exists()
@@ -71,12 +72,22 @@ def test_patience_goes_on_where_it_was(project):
     checkpoints = project / "patience" / "standin-lora" / "checkpoints"
     process = subprocess.Popen([sys.executable, *train(project, "patience", *slow)], cwd=project, env=os.environ | QUIET,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: len(list(checkpoints.glob("checkpoint-*/trainer_state.json"))) >= 2, process)
+    until(lambda: n_whole(checkpoints) >= 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done(*train(project, "patience", *slow), cwd=project)
     assert manifest(project, "patience")["training"]["steps"] == steps
     assert adapter(project, "patience") == adapter(project, "patient")
+
+
+def n_whole(checkpoints):
+    """How many checkpoints were written to their end; a file is there before its text is."""
+    found = 0
+    for path in checkpoints.glob("checkpoint-*/trainer_state.json"):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads(path.read_text())
+            found += 1
+    return found
 
 
 def until(happened, process, most_s=120):
