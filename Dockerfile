@@ -1,7 +1,7 @@
 # GPU image: trains and serves. Needs the NVIDIA container toolkit on the host.
 #   docker build -t steward .
 #   docker run --gpus all -v "$PWD/data:/steward/data" -v "$PWD/outputs:/steward/outputs" steward make train-phi4mini
-#   docker run --gpus all -p 8080:8080 -e STEWARD_API_KEYS=... -v "$PWD/outputs:/steward/outputs" steward make serve-phi4mini HOST=0.0.0.0 BACKEND=vllm
+#   docker run --gpus all -p 8080:8080 -e STEWARD_API_KEYS=... -v "$PWD/outputs:/steward/outputs" -v "$PWD/reviews:/steward/reviews" steward make serve-phi4mini HOST=0.0.0.0 BACKEND=vllm
 #   docker run --gpus all -p 8000:8000 -v "$PWD/outputs:/steward/outputs" steward vllm serve outputs/phi4mini-merged --max-model-len 4096
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 

@@ -116,6 +116,11 @@ def _no_repeats(pairs):
     return value
 
 
+def is_folder(model_path):
+    """Whether a model's path leads to a folder; a name that a server knows may be empty, which would lead to this one."""
+    return bool(model_path) and Path(model_path).is_dir()
+
+
 def parsed_answer(text, schema):
     """The answer when it is JSON that a schema's validator accepts, else None. Nothing is guessed from text that is not."""
     try:

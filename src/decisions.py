@@ -16,7 +16,6 @@ from pathlib import Path
 from common import sha256_text, to_json
 
 FIRST = "0" * 64        # what the first decision names as the one before
-ACTIONS = ("accept", "correct", "skip", "undo")
 
 
 def pair_hash(task, case):

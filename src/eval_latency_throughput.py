@@ -24,6 +24,7 @@ from common import (
     UserError,
     WorkFailed,
     existing_file,
+    is_folder,
     parsed_answer,
     quiet_libraries,
     read_json,
@@ -43,7 +44,6 @@ CONCURRENCY = (1, 4, 8, 16)
 REQUESTS = 200
 ROUNDS = 4              # at least so many answers a client
 LEAST_WARM_UP = 8
-SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}    # the plan's, for a server whose model has no YAML here
 HEAD = ("model", "title", "backend", "decoding", "weights")
 MEASURES = ("form", "concurrency", "rate_per_s", "n", "n_failed", "p50_ms", "p95_ms", "p99_ms", "first_token_p50_ms", "first_token_p95_ms", "req_per_s",
             "output_tok_per_s", "prompt_tok_per_s", "prompt_tokens_mean", "output_tokens_mean", "json_valid_raw_pct", "json_valid_pct",
@@ -128,26 +128,9 @@ def checked(args):
 
 
 def settings(args):
-    """The model's settings; for a server whose model has no YAML here those of the plan."""
     import predict
-    from config import Gen
 
-    if args.endpoint and not args.config and not is_folder(args.model_path):
-        return Served(args.model_path or "served", args.model_path or "", Gen(**SPECIFICATION))
-    return predict.model_config(args)
-
-
-@dataclasses.dataclass
-class Served:
-    """Of a model that a server elsewhere holds: what of a configuration a request needs."""
-
-    name: str
-    model_id: str
-    gen: object
-
-
-def is_folder(model_path):
-    return bool(model_path) and Path(model_path).is_dir()
+    return predict.served_config(args) if args.endpoint else predict.model_config(args)
 
 
 class Deck:

@@ -4,6 +4,7 @@ The one place that generates for evaluation. Every raw answer is kept, with the 
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from common import (
     Clock,
     UserError,
     existing_file,
+    is_folder,
     parsed_answer,
     progress,
     quiet_libraries,
@@ -26,12 +28,13 @@ from common import (
     write_manifest,
     written_whole,
 )
-from config import config_from_dict, load_config
+from config import Gen, config_from_dict, load_config
 from constrained_decode import engine_names, load_engine
 from rows import load_rows
 from tasks import DEFAULT, load_task
 
 SOURCES = ("predict.py", "common.py", "dataset.py", "tasks/__init__.py", "constrained_decode/_*.py")
+SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}    # for a server whose model has no YAML here
 
 
 def main():
@@ -105,9 +108,23 @@ def model_config(args):
     return config_from_dict(facts["config"], manifest)
 
 
-def config_text(config):
-    import dataclasses
+@dataclasses.dataclass
+class Served:
+    """Of a model that a server elsewhere holds: what of a configuration a request needs."""
 
+    name: str
+    model_id: str
+    gen: object
+
+
+def served_config(args):
+    """The settings to ask a server by: the model's, and where it has no YAML here those of the specification."""
+    if args.config or is_folder(args.model_path):
+        return model_config(args)
+    return Served(args.model_path or "served", args.model_path or "", Gen(**SPECIFICATION))
+
+
+def config_text(config):
     return json.dumps([dataclasses.asdict(config.gen), dataclasses.asdict(config.chat)], sort_keys=True)
 
 

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common import UserError
 from service.metrics import QUEUE, place_of
@@ -42,7 +42,6 @@ class Waiting:
     with_shares: bool       # of the labels; an engine in this process tells them always
     loop: object
     future: object
-    since: float = field(default_factory=time.monotonic)
 
     def tell(self, result):
         """Hand the result over, from a worker's thread; whoever has stopped waiting gets nothing."""

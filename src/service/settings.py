@@ -4,14 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
-from pathlib import Path
-from types import SimpleNamespace
 
 from common import UserError, existing_file
 
 VARIABLE = "STEWARD_SERVICE"
 KEYS = "STEWARD_API_KEYS"
-SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -78,12 +75,6 @@ def hash_of_key(key):
 
 
 def model_settings(settings):
-    """The model's own settings; for a server whose model has no YAML here those of the specification."""
-    from config import Gen
-    from predict import model_config
+    import predict
 
-    # Without a name the path would be this folder.
-    is_folder = bool(settings.model_path) and Path(settings.model_path).is_dir()
-    if settings.upstream and not settings.config and not is_folder:
-        return SimpleNamespace(name=settings.model_path or "served", gen=Gen(**SPECIFICATION))
-    return model_config(settings)
+    return predict.served_config(settings) if settings.upstream else predict.model_config(settings)
