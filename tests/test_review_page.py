@@ -124,7 +124,8 @@ def test_twenty_pairs_are_reviewed_by_keyboard_corrected_undone_exported_and_ver
             shows(page, "#progress-words", "12 of 20")
     shows(page, "#message", "All pairs are decided.")
     assert seen == [f"pair-{at}" for at in reversed(range(20))], "least certain first"
-    assert "20 decided, 85.0 % as the model said" in page.inner_text("#statistics") and page.locator("#statistics tbody tr").count() == 3
+    shows(page, "#statistics", "20 decided, 85.0 % as the model said")
+    assert page.locator("#statistics tbody tr").count() == 3
     assert errors == []
     path = tmp_path / "reviews" / "decisions.jsonl"
     entries = list(decisions.read(path))
@@ -133,6 +134,21 @@ def test_twenty_pairs_are_reviewed_by_keyboard_corrected_undone_exported_and_ver
     assert exit_code(review_verify, "--decisions", path) == 0 and "22 decisions" in capsys.readouterr().out
     assert exit_code(review_export, "--decisions", path, "--no_test", "--out", tmp_path / "out") == 0
     assert "20 rows" in capsys.readouterr().out and len((tmp_path / "out/preference_pairs.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_keys_answer_while_the_statistics_are_under_way(review):
+    page, errors, client = review(4)
+    all_answered(page, client, 4)
+    ready(page)
+    page.fill("#reviewer", "kim")
+    page.locator("#card").focus()
+    page.route("**/review/statistics", lambda _: None)
+    for key, n_decided in (("Enter", 1), ("Enter", 2), ("u", 1), ("Enter", 2), ("s", 2), ("Enter", 3)):
+        title = page.inner_text("#card-title")
+        page.keyboard.press(key)
+        shows(page, "#progress-words", f"{n_decided} of 4")
+        page.wait_for_function("title => document.getElementById('card-title').textContent !== title", arg=title)
+    assert errors == []
 
 
 def test_records_are_shown_as_text_and_differences_are_marked(review):

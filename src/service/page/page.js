@@ -9,7 +9,7 @@ const KINDS = { left_only: "missing", right_only: "missing", not_compared: "miss
 const REASONS = { DUPLICATE: "same one, nickname or other spelling", POSSIBLE: "too little to go by", NO_MATCH: "other person, near name" };
 const RETRY_MS = 1500;
 // unseen: the verdict that the steward chose before the model's was shown
-const state = { card: null, labels: [], since: 0, chosen: null, busy: false, seen: false, unseen: null };
+const state = { card: null, labels: [], since: 0, chosen: null, busy: false, seen: false, unseen: null, statistics: 0 };
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -70,7 +70,7 @@ async function next() {
     else say(pairs ? "All pairs are decided." : "No pair to review yet.");
     if (left > 0 || !pairs) setTimeout(() => state.card || once(next), RETRY_MS);
   }
-  await showStatistics();
+  showStatistics();
 }
 
 function showProgress(progress) {
@@ -263,12 +263,22 @@ function undo() {
     showProgress(told.progress);
     if (told.card) showCard(told.card);
     say("Taken back; the pair is open again.");
-    await showStatistics();
+    showStatistics();
   });
 }
 
+// Nobody waits for the statistics: the keys answer as soon as the next pair is shown.
 async function showStatistics() {
-  const told = await ask("/review/statistics");
+  state.statistics += 1;
+  const mine = state.statistics;
+  let told;
+  try {
+    told = await ask("/review/statistics");
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
+  if (mine !== state.statistics) return;
   if (!told.decided) {
     $("statistics").replaceChildren(element("p", "No decision yet."));
     return;
