@@ -431,6 +431,35 @@ def test_a_model_that_writes_no_answer_gives_no_verdict(served):
         assert response.status_code == 502 and set(response.json()) == {"error"}, path
 
 
+def test_a_broken_model_is_not_ready_until_it_answers_again(served, monkeypatch):
+    monkeypatch.setattr(service.app, "READY_EVERY_S", 0.1)
+
+    class Breaking(Model):
+        is_whole = True
+
+        def answers(self, conversations):
+            if not self.is_whole:
+                raise RuntimeError("device lost")
+            yield from super().answers(conversations)
+
+    model = Breaking()
+    client = served(model)
+    model.is_whole = False
+    assert client.get("/readyz").status_code == 200 and client.post("/match", json=PAIR).status_code == 502
+    time.sleep(0.2)
+    assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
+    model.is_whole = True
+    time.sleep(0.2)
+    # Nobody is sent here by now: the service finds out by itself.
+    assert client.get("/readyz").status_code == 200 and len(model.batches) == 1
+
+
+def test_one_request_that_broke_the_model_does_not_make_it_unready(served):
+    client = served()
+    assert client.post("/match", json={"record1": {"a": "explode"}, "record2": {}}).status_code == 502
+    assert client.get("/readyz").status_code == 200
+
+
 def test_what_broke_the_model_is_in_the_log_by_its_place_alone(served, capfd):
     served().post("/match", json={"record1": {"a": "explode Zebulon"}, "record2": {}})
     log = log_of(capfd, '"route": "/match"')

@@ -36,7 +36,8 @@ BATCHES_AT_ONCE = 4         # of what waits the engine gets so many batches: sor
 BATCH_WINDOW = 64           # of a batch's pairs so many are in line at a time
 MOST_BATCHES = 3            # at a time: their pairs leave room in the line for single requests
 BATCH_WITHIN_S = 120.0      # for its body to come
-READY_EVERY_S = 5.0         # how long an upstream's last sign of life counts
+READY_EVERY_S = 5.0         # how long an engine's last sign of life counts
+SIGN_WITHIN_S = 10.0        # for an engine in this process to give one
 
 
 def application():
@@ -94,7 +95,7 @@ class Service:
         self.schema = jsonschema.Draft202012Validator(self.task.answer_schema)
         self.engine = self.line = self.reviews = None
         self.is_open, self.stack, self.n_batches = True, contextlib.ExitStack(), 0
-        self.asking, self.asked_s, self.was_up = asyncio.Lock(), -READY_EVERY_S, False       # an upstream's last sign of life
+        self.asking, self.asked_s, self.was_up = asyncio.Lock(), -READY_EVERY_S, False       # the engine's last sign of life
         self.fingerprint = None if settings.upstream else fingerprint(settings)
 
     async def run(self):
@@ -145,16 +146,23 @@ class Service:
         return f"{Path(self.settings.model_path).name}:{self.fingerprint[:12]}"
 
     async def is_ready(self):
-        """Whether the next request would be answered: the model is loaded, its server gives a sign of life."""
+        """Whether the next request would be answered: the model is loaded; its server gives a sign of life, or it does itself if it failed last."""
         if self.line is None or not self.is_open:
             return False
-        if not hasattr(self.engine, "is_up"):
+        is_elsewhere = hasattr(self.engine, "is_up")
+        if not is_elsewhere and not self.line.is_broken:
             return True
         async with self.asking:
             if time.monotonic() - self.asked_s >= READY_EVERY_S:
-                self.was_up = await asyncio.to_thread(self.engine.is_up)
+                self.was_up = await (asyncio.to_thread(self.engine.is_up) if is_elsewhere else self._answers_again())
                 self.asked_s = time.monotonic()
         return self.was_up
+
+    async def _answers_again(self):
+        """Ask the engine in this process, which failed last, about two empty records: nobody else may come any more to show that it works."""
+        with contextlib.suppress(Busy, TooLong, Unanswered, TimeoutError):
+            await self.line.answer(self.task.messages({"record1": {}, "record2": {}}), SIGN_WITHIN_S)
+        return not self.line.is_broken
 
     async def match(self, pair, with_shares=False):
         """(the answer's object, the engine's Answer), or Refused."""

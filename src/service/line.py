@@ -60,6 +60,7 @@ class Line:
     def __init__(self, engine, most_waiting, n_workers=1, most_at_once=1):
         self.engine, self.most_waiting, self.most_at_once = engine, most_waiting, most_at_once
         self.waiting, self.is_open = deque(), True
+        self.is_broken = False      # an engine in this process failed on the last batch
         self.n_inside, self.most_inside, self.linger_s = 0, 0, 0.0      # waiting or being answered: now, and at most since the last batch was taken
         self.changed, self.recent = threading.Condition(), deque(maxlen=RECENT)
         self.n_workers = n_workers
@@ -122,6 +123,7 @@ class Line:
             try:
                 self._answer(batch)
             except Exception as error:
+                self.is_broken = True
                 tell_all(batch, Unanswered(place_of(error)))
             seconds = time.monotonic() - start
             self.linger_s = min(LONGEST_LINGER_S, LINGER_SHARE * seconds)
@@ -133,8 +135,11 @@ class Line:
             for one in batch:
                 one.tell(self._answer_of(one))
             return
-        fitting = self._sorted_out(batch)
-        for at, answer in self.engine.answers([one.messages for one in fitting]) if fitting else ():
+        if not (fitting := self._sorted_out(batch)):
+            return
+        for at, answer in self.engine.answers([one.messages for one in fitting]):
+            # Before anyone hears of an answer, the engine counts as whole again.
+            self.is_broken = False
             fitting[at].tell(answer)
 
     def _sorted_out(self, batch):
