@@ -37,7 +37,7 @@ def main():
     try:
         with contenders(args, task) as (service, direct, process):
             for at, n_clients in enumerate(args.concurrency):
-                told["levels"].append(level(service, direct, n_clients, args, direct_first=at % 2, task=task))
+                told["levels"].append(level(service, direct, n_clients, args, direct_first=at % 2, task=task) | {"memory_mib": memory_mib(process.pid)})
             if args.overload:
                 told["overload"] = overloaded(args, service, process, told["levels"])
     except BaseException:

@@ -117,7 +117,8 @@ def gpu_speed_table(folder):
 
 def service_table(folder):
     """The service beside what stands behind it, and what an overload did; <where>.json is the manifest as it was written."""
-    lines, overloads = head("model", "at a time", "n", "req/s", "p50 ms", "p95 ms", "req/s without the service", "p50 ms", "share", "valid %"), []
+    lines = head("model", "at a time", "n", "req/s", "p50 ms", "p95 ms", "req/s without the service", "p50 ms", "share", "valid %", "memory then, MiB")
+    overloads = []
     for path in sorted(folder.glob("*.json")):
         if path.stem not in SERVICES:
             raise UserError(f"{path}: its name must be one of {', '.join(SERVICES)}")
@@ -126,7 +127,7 @@ def service_table(folder):
             ours, theirs = level["service"], level["direct"]
             lines.append(f"| {SERVICES[path.stem]} | {level['concurrency']} | {ours['n']:,} | {ours['req_per_s']:.1f} | {ours['p50_ms']:,.0f} "
                          f"| {ours['p95_ms']:,.0f} | {theirs['req_per_s']:.1f} | {theirs['p50_ms']:,.0f} | {level['service_of_direct']:.2f} "
-                         f"| {100 * ours['n_valid'] / ours['n']:.1f} |")
+                         f"| {100 * ours['n_valid'] / ours['n']:.1f} | {level.get('memory_mib', 'not run')} |")
         if facts["overload"]:
             overloads.append(overload_words(SERVICES[path.stem], facts["overload"]))
     if len(lines) == 2:

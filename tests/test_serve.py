@@ -24,6 +24,7 @@ import uvicorn
 import decisions
 import serve
 import service.app
+import service.memory
 import service.review
 from common import ROOT, UserError, WorkFailed
 from constrained_decode import Answer, _server, openai_api
@@ -841,3 +842,17 @@ def test_a_model_that_cannot_be_loaded_ends_the_service_with_a_message(tmp_path,
         assert one.wait(60) == 1
         said = one.said()
         assert "damaged" in said and "the service did not start" in said and "Traceback" not in said
+
+
+def test_memory_is_given_back_now_and_then(served, monkeypatch):
+    given_back = threading.Event()
+    monkeypatch.setattr(service.memory, "EVERY_S", 0.01)
+    monkeypatch.setattr(service.memory, "ctypes", SimpleNamespace(CDLL=lambda _: SimpleNamespace(malloc_trim=lambda _: given_back.set())))
+    served()
+    assert given_back.wait(5)
+
+
+def test_a_capacity_that_the_operator_set_stays(monkeypatch):
+    monkeypatch.setenv(service.memory.SHAPES_VARIABLE, "7")
+    service.memory.keep_few_shapes()
+    assert os.environ[service.memory.SHAPES_VARIABLE] == "7"

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from common import UserError, WorkFailed, parsed_answer, read_json, sha256_text
 from constrained_decode import _server, load_engine
-from service import chat, contract, metrics, review
+from service import chat, contract, memory, metrics, review
 from service.bodies import JSON_TYPE, LINES_TYPES, Json, Refused, check_type, checked_pair, json_bytes, kind_of, parsed, read_body, while_there
 from service.gate import Gate
 from service.line import Busy, Line, TooLong, Unanswered
@@ -41,6 +41,7 @@ SIGN_WITHIN_S = 10.0        # for an engine in this process to give one
 
 
 def application():
+    memory.keep_few_shapes()
     return build(Settings.stored())
 
 
@@ -51,11 +52,12 @@ def build(settings):
     @contextlib.asynccontextmanager
     async def life(app):
         # Loading takes seconds to minutes; the process is alive meanwhile, and not ready.
-        background = asyncio.create_task(service.run())
+        background = [asyncio.create_task(service.run()), asyncio.create_task(memory.give_back())]
         yield
         stopped.set()
         service.close()
-        background.cancel()
+        for task in background:
+            task.cancel()
         await asyncio.to_thread(service.stack.close)
 
     app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, docs_url=None, redoc_url=None,
