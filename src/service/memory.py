@@ -15,7 +15,7 @@ def keep_few_shapes():
 
 
 async def give_back():
-    """Every few seconds, to the system: what was freed, which glibc's allocator would keep; others do it themselves."""
+    """Give freed memory back to the system every few seconds; glibc's allocator would keep it, others do it by themselves."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while trim:
         await asyncio.sleep(EVERY_S)

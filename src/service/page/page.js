@@ -8,7 +8,7 @@ const KINDS = { left_only: "missing", right_only: "missing", not_compared: "miss
 // What is likely meant by a correction to this verdict; every other reason is one arrow key away.
 const REASONS = { DUPLICATE: "same one, nickname or other spelling", POSSIBLE: "too little to go by", NO_MATCH: "other person, near name" };
 const RETRY_MS = 1500;
-// unseen: the verdict that the steward chose before the model's was shown
+// unseen: the verdict that the steward chose before the model's was shown; statistics: how often they were asked for
 const state = { card: null, labels: [], since: 0, chosen: null, busy: false, seen: false, unseen: null, statistics: 0 };
 
 function element(tag, text, attributes = {}) {
