@@ -83,7 +83,7 @@ ask: $(ENV)
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
-$(D)/manifest.json: src/prepare_splits.py src/near_duplicates.py src/rows.py $(filter-out $(T)/kpis.py $(T)/classical.py,$(wildcard $(T)/*.py)) $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
+$(D)/manifest.json: src/prepare_splits.py src/resolution/near_duplicates.py src/rows.py $(filter-out $(T)/kpis.py $(T)/baseline.py,$(wildcard $(T)/*.py)) $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
 	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(AGAIN) $(TASK_FLAG)
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md src/tasks/__init__.py $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(TASK_FLAG)
@@ -108,7 +108,7 @@ models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 ## make kpi-<model>       answer the test rows and score the answers: reports/<model>_metrics.json (BACKEND=, LIMIT=)
 .PHONY: $(MODELS:%=kpi-%)
 $(MODELS:%=kpi-%): kpi-%: $(R)/%_metrics.json
-$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/dataset.py src/constrained_decode/$(BACKEND).py $(wildcard src/constrained_decode/_*.py) $(SCHEMA)
+$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/scoring/predictions.py src/dataset.py $(wildcard src/language_model/*.py) src/constrained_decode/$(BACKEND).py $(wildcard src/constrained_decode/_*.py) $(SCHEMA)
 	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) --schema $(SCHEMA) --data $(D)/test.jsonl \
 	  --out $@ $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
 
@@ -172,10 +172,10 @@ report: $(ENV)
 .PHONY: transfer
 SETS ?=
 transfer: transfer-sets $(ENV) $(R)/transfer_synthetic.jsonl
-	$(PYTHON) src/evaluate_transfer.py --model_path models/steward-mini --sets $(SETS) --synthetic $(R)/transfer_synthetic.jsonl --out $(R)/transfer.json
+	$(PYTHON) src/measure.py transfer --model_path models/steward-mini --sets $(SETS) --synthetic $(R)/transfer_synthetic.jsonl --out $(R)/transfer.json
 .PHONY: transfer-sets
 transfer-sets:
-	@$(if $(SETS),,$(error make transfer SETS=<folder>: the folder holds one <set>.jsonl a record set; src/import_pairs.py makes them))
+	@$(if $(SETS),,$(error make transfer SETS=<folder>: the folder holds one <set>.jsonl a record set; src/import_rows.py makes them))
 $(R)/transfer_synthetic.jsonl: src/synthesize.py $(wildcard $(T)/*.py) | $(ENV)
 	$(PYTHON) $< --rows 100000 --out $@ $(TASK_FLAG)
 

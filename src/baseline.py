@@ -1,49 +1,41 @@
 """The classical answers to the same question on the same rows: python src/baseline.py
 
-Majority class, gradient boosting on string similarities, and Splink: fitted on --train and --val, answered and scored on --data
-in the same formats as a language model. What a baseline knows of the task's fields is in src/tasks/<task>/classical.py.
+Majority class, gradient boosting on string similarities, and Splink: fitted on --train and --val, answered and scored
+on --data in the same formats as a language model. What a baseline knows of the task's fields is in
+src/tasks/<task>/baseline.py.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from common import Clock, UserError, existing_file, progress, read_json, row_id, run, sha256_file, shown_path, to_json, write_manifest, written_whole
+from common import UserError, existing_file, read_json, row_id, run, sha256_file, shown_path, to_json, written_whole
+from manifest import Clock, write_manifest
 from rows import load_rows
+from scoring.baselines import TITLES, NotPossible, fit_boosting, fit_majority, fit_splink, print_table
 from tasks import DEFAULT, load_task
-
-TITLES = {"majority": "Majority class", "boosting": "Gradient boosting on string similarities", "splink": "Splink (DuckDB)"}
-N_TREES = 300
-# 5-fold log loss on 1,600 synthetic training rows: 0.112 with these and 150 rounds, 0.202 with scikit-learn's defaults, too sure of themselves.
-TREES = {"learning_rate": 0.05, "max_leaf_nodes": 8, "min_samples_leaf": 10, "l2_regularization": 1.0, "early_stopping": False}
-LEAST_VAL_ROWS = 50     # fewer say nothing about the number of trees or the temperature
-N_TREES_UNTUNED = 150
-U_PAIRS = 200_000       # random pairs for Splink's u; 1,500,000 gave the same accuracy within 0.004 and took twice the time
-
-
-class NotPossible(Exception):
-    """This baseline has nothing to say about these rows; the others go on."""
-
-
-@dataclass(frozen=True)
-class Fitted:
-    predict: Callable   # cases -> array of probabilities, one row a case, one column a label
-    checkpoint: str
-    method: str
 
 
 def main():
-    args, clock = parse_args(), Clock()
-    task, fit = load_task(args.task), {"majority": fit_majority, "boosting": fit_boosting, "splink": fit_splink}
+    args = parse_args()
+    clock = Clock()
+    task = load_task(args.task)
+    fit = {"majority": fit_majority, "boosting": fit_boosting, "splink": fit_splink}
     paths = (args.train, args.val, args.data)
-    train, val, test = (load_rows(existing_file(path, "run make prep, or src/prepare_splits.py first"), task) for path in paths)
-    data = {"path": shown_path(args.data), "sha256": sha256_file(args.data), "rows": len(test), "synthetic": is_synthetic(args.data)}
+    train, val, test = (
+        load_rows(existing_file(path, "run make prep, or src/prepare_splits.py first"), task) for path in paths
+    )
+    data = {
+        "path": shown_path(args.data),
+        "sha256": sha256_file(args.data),
+        "rows": len(test),
+        "synthetic": is_synthetic(args.data),
+    }
     whole = Path(args.out) / "baselines.json"
     if len(set(args.only)) == len(TITLES):
         whole.unlink(missing_ok=True)
-    made, skipped = {}, {}
+    made = {}
+    skipped = {}
     for name in args.only:
         files = Files(Path(args.out), name)
         files.remove()
@@ -64,15 +56,21 @@ def parse_args():
     parser.add_argument("--val", help="rows to tune and calibrate on (default data/val.jsonl)")
     parser.add_argument("--data", help="rows to answer and score (default data/test.jsonl)")
     parser.add_argument("--out", help="folder for baseline_<name>_metrics.json and the predictions (default reports)")
-    parser.add_argument("--only", nargs="+", choices=list(TITLES), default=list(TITLES), help="some of the baselines (default all)")
-    parser.add_argument("--seed", type=int, default=42, help="another seed draws other random pairs for Splink (default 42)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(TITLES), default=list(TITLES), help="some of the baselines (default all)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=42, help="another seed draws other random pairs for Splink (default 42)"
+    )
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed {args.seed}: a whole number from 0 to {2**31 - 1:,}")
     folder = load_task(args.task).under("data")
-    args.train, args.val, args.data = (getattr(args, key) or folder / f"{split}.jsonl" for key, split in
-                                       (("train", "train"), ("val", "val"), ("data", "test")))
+    args.train, args.val, args.data = (
+        getattr(args, key) or folder / f"{split}.jsonl"
+        for key, split in (("train", "train"), ("val", "val"), ("data", "test"))
+    )
     args.out = args.out or load_task(args.task).under("reports")
     return args
 
@@ -98,7 +96,7 @@ def is_synthetic(data):
 
 def run_baseline(name, fit, splits, data, files, task, seed):
     """Fit, answer, write and score one baseline; its KPIs and its answers per second."""
-    from evaluate_kpis import identity, score
+    from scoring.kpis import identity, score
 
     train, val, test = splits
     clock = Clock()
@@ -108,8 +106,21 @@ def run_baseline(name, fit, splits, data, files, task, seed):
     predictions, rows_per_s = answers(fitted, test, task)
     with written_whole(files.predictions) as out:
         out.writelines(to_json(row) + "\n" for row in predictions)
-    write_manifest(files.manifest, clock, task=task.name, model=f"baseline_{name}", title=TITLES[name], checkpoint=fitted.checkpoint, kind="baseline",
-                   data=data, backend="cpu", training=training, sha256=sha256_file(files.predictions), seed=seed, rows_per_s=rows_per_s)
+    write_manifest(
+        files.manifest,
+        clock,
+        task=task.name,
+        model=f"baseline_{name}",
+        title=TITLES[name],
+        checkpoint=fitted.checkpoint,
+        kind="baseline",
+        data=data,
+        backend="cpu",
+        training=training,
+        sha256=sha256_file(files.predictions),
+        seed=seed,
+        rows_per_s=rows_per_s,
+    )
     metrics = score(predictions, task)
     write_manifest(files.metrics, clock, **identity(read_json(files.manifest), files.predictions), **metrics)
     return metrics["kpis"], rows_per_s
@@ -125,212 +136,27 @@ def answers(fitted, rows, task):
     predictions = []
     for row, p, p_swapped in zip(rows, named(probabilities, task), named(swapped, task), strict=True):
         label = max(p, key=p.get)
-        predictions.append({"id": row_id(row), "input": row["input"], "gold": row["output"], "raw": None, "answer": {task.label_key: label},
-                            "label": label, "probabilities": p, "swapped_probabilities": p_swapped, "finish_reason": None,
-                            "prompt_tokens": None, "completion_tokens": None, "seconds": seconds / len(rows)})
+        predictions.append(
+            {
+                "id": row_id(row),
+                "input": row["input"],
+                "gold": row["output"],
+                "raw": None,
+                "answer": {task.label_key: label},
+                "label": label,
+                "probabilities": p,
+                "swapped_probabilities": p_swapped,
+                "finish_reason": None,
+                "prompt_tokens": None,
+                "completion_tokens": None,
+                "seconds": seconds / len(rows),
+            }
+        )
     return predictions, round(len(rows) / seconds, 1)
 
 
 def named(probabilities, task):
     return [dict(zip(task.labels, (round(float(p), 6) for p in row), strict=True)) for row in probabilities]
-
-
-def label_numbers(rows, task):
-    import numpy as np
-
-    return np.array([task.labels.index(row["output"][task.label_key]) for row in rows])
-
-
-def cases_of(rows):
-    return [row["input"] for row in rows]
-
-
-def fit_majority(train, val, task, seed):
-    """Every case gets the class shares of the training rows."""
-    import numpy as np
-
-    shares = np.bincount(label_numbers(train, task), minlength=len(task.labels)) / len(train)
-    return Fitted(lambda cases: np.tile(shares, (len(cases), 1)), "class shares", "class shares of the training rows")
-
-
-def fit_boosting(train, val, task, seed):
-    """Gradient-boosted trees over the task's similarity features; number of trees and temperature from the validation rows."""
-    import numpy as np
-    import sklearn
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from threadpoolctl import threadpool_limits
-
-    features = part_of(task, "features")
-    x, y = feature_matrix(features, cases_of(train)), label_numbers(train, task)
-    # scikit-learn cannot bin a column without two different values.
-    telling = [len(np.unique(column[~np.isnan(column)])) > 1 for column in x.T]
-    if len(np.unique(y)) == 1 or not any(telling):
-        print("boosting: the training rows hold one class or no field that varies; every answer is their class shares", flush=True)
-        return Fitted(fit_majority(train, val, task, seed).predict, f"scikit-learn {sklearn.__version__}", "class shares: nothing to learn from")
-    x, x_val = x[:, telling], feature_matrix(features, cases_of(val))[:, telling]
-    # One thread: OpenMP's threads wait for each other spinning. On two cores beside another busy process 300 trees over 1,600 rows
-    # took 56 to 104 s with all threads, 3 s with two and 0.8 s with one.
-    with threadpool_limits(1, user_api="openmp"):
-        model = HistGradientBoostingClassifier(max_iter=N_TREES, random_state=seed, **TREES).fit(x, y)
-        n_trees, temperature = tuned(model, x_val, label_numbers(val, task))
-        model.set_params(max_iter=n_trees).fit(x, y)
-
-    def predict(cases):
-        with threadpool_limits(1, user_api="openmp"):
-            probabilities = model.predict_proba(feature_matrix(features, cases)[:, telling])
-        return spread(probabilities ** (1 / temperature), model.classes_, task)
-
-    return Fitted(predict, f"scikit-learn HistGradientBoosting {sklearn.__version__}",
-                  f"{sum(telling)} rapidfuzz features, {n_trees} rounds of trees, temperature {temperature:.2f}"
-                  + ("" if len(val) >= LEAST_VAL_ROWS else f" (not tuned: only {len(val)} validation rows)"))
-
-
-def part_of(task, name):
-    """What the task's classical.py says under a name."""
-    try:
-        found = getattr(task.module("classical"), name, None)
-    except ModuleNotFoundError as error:
-        if error.name != f"tasks.{task.name}.classical":
-            raise
-        found = None
-    if found is None:
-        raise NotPossible(f"src/tasks/{task.name}/classical.py has no {name}")
-    return found
-
-
-def feature_matrix(features, cases):
-    import numpy as np
-
-    rows = []
-    with progress(len(cases), "rows", "features") as bar:
-        for case in cases:
-            rows.append(features(case))
-            bar.update()
-    return np.array(rows)
-
-
-def spread(probabilities, classes, task):
-    """Columns for all labels from those of the classes that were trained on; the others get 0. Rows sum to 1."""
-    import numpy as np
-
-    found = np.zeros((len(probabilities), len(task.labels)))
-    found[:, classes] = probabilities
-    return found / found.sum(1, keepdims=True)
-
-
-def tuned(model, x, y):
-    """(number of trees, temperature) with the least log loss on the validation rows."""
-    import numpy as np
-
-    known = np.isin(y, model.classes_)
-    if known.sum() < LEAST_VAL_ROWS:
-        return N_TREES_UNTUNED, 1.0
-    x, columns = x[known], np.searchsorted(model.classes_, y[known])
-    stages = list(model.staged_predict_proba(x))
-    best = int(np.argmin([log_loss(p, columns, 1.0) for p in stages]))
-    temperatures = np.geomspace(0.5, 4, 61)
-    return best + 1, float(temperatures[np.argmin([log_loss(stages[best], columns, t) for t in temperatures])])
-
-
-def log_loss(p, columns, temperature):
-    import numpy as np
-
-    p = np.clip(p, 1e-12, 1) ** (1 / temperature)
-    return -np.log(p[np.arange(len(p)), columns] / p.sum(1)).mean()
-
-
-def fit_splink(train, val, task, seed):
-    """Splink's match weight of every pair, turned into verdicts by what the training labels say at that weight."""
-    import splink
-
-    checkpoint, (model, method) = f"Splink {splink.__version__}", splink_model(train, task, seed)
-    if model is None:
-        print("splink: no field is filled on both sides of a training pair; every answer is the training rows' class shares", flush=True)
-        return Fitted(fit_majority(train, val, task, seed).predict, checkpoint, method)
-    to_verdicts = fit_verdicts(splink_weights(model, cases_of(train), task), label_numbers(train, task), task)
-    return Fitted(lambda cases: to_verdicts(splink_weights(model, cases, task)), checkpoint,
-                  f"u from {U_PAIRS:,} random pairs, {method}, isotonic steps from match weight to verdicts")
-
-
-def splink_model(train, task, seed):
-    """Splink's trained settings, None when no field is filled on both sides of any training pair; and how they were trained.
-
-    m comes from expectation maximisation on the training pairs, which was more accurate than m counted on the labelled duplicates:
-    0.900 against 0.885 right on 2,000 synthetic validation rows, 0.900 against 0.860 on 200; macro-F1 0.870 against 0.846, 0.874
-    against 0.836. Levels that no pair reached keep Splink's defaults.
-    """
-    from splink.internals.exceptions import EMTrainingException
-
-    left, right = part_of(task, "splink_tables")(cases_of(train))
-    settings = part_of(task, "splink_settings")([column for column in left if (left[column].notna() & right[column].notna()).any()])
-    if settings is None:
-        return None, "class shares: nothing to compare"
-    matches = [row["output"][task.label_key] == part_of(task, "VERDICTS_BY_WEIGHT")[0] for row in train]
-    linker = splink_linker([table.assign(match=table["pair"].astype("Int64").where(matches)) for table in (left, right)], settings)
-    linker.training.estimate_u_using_random_sampling(max_pairs=U_PAIRS, seed=seed)
-    method = "m by expectation maximisation"
-    try:
-        (rule,) = settings["blocking_rules_to_generate_predictions"]
-        linker.training.estimate_parameters_using_expectation_maximisation(rule)
-    except (EMTrainingException, ValueError) as error:  # ValueError: with few pairs an m sinks to 0, which Splink refuses
-        method = "m counted on the labelled matches" if any(matches) else "Splink's default m"
-        if any(matches):
-            linker.training.estimate_m_from_label_column("match")
-        print(f"splink: expectation maximisation failed ({str(error).splitlines()[0]}); instead {method}", flush=True)
-    return linker.misc.save_model_to_json(), method
-
-
-def splink_linker(tables, settings):
-    import logging
-
-    from splink import DuckDBAPI, Linker
-
-    logging.getLogger("splink").setLevel(logging.ERROR)
-    database = DuckDBAPI()
-    database.duckdb_con.execute("SET enable_progress_bar = false")
-    return Linker([database.register(table, dataset_display_name=side) for table, side in zip(tables, ("left_side", "right_side"), strict=True)],
-                  settings, log_level=None)
-
-
-def splink_weights(model, cases, task):
-    """The match weight of every case, in bits."""
-    linker = splink_linker(part_of(task, "splink_tables")(cases), model)
-    scored = linker.inference.predict(warning_mode="never").as_pandas_dataframe()
-    return scored.set_index("unique_id_l")["match_weight"].loc[range(len(cases))].to_numpy(float)
-
-
-def fit_verdicts(weights, y, task):
-    """A function from match weights to probabilities under which a heavier pair is never less of a match.
-
-    One isotonic curve for each "this verdict or a stronger one"; the verdicts' probabilities are the steps between the curves. On 2,000
-    synthetic validation rows: 0.900 right, log loss 0.281, ECE 0.009; with a logistic regression on the weight 0.868, 0.345, 0.049.
-    """
-    import numpy as np
-    from sklearn.isotonic import IsotonicRegression
-
-    order = [task.labels.index(label) for label in part_of(task, "VERDICTS_BY_WEIGHT")]
-    curves = [IsotonicRegression(out_of_bounds="clip").fit(weights, np.isin(y, order[:n])) for n in range(1, len(order))]
-    shares = np.bincount(y, minlength=len(order)) / len(y)
-
-    def to_verdicts(weights):
-        upto = [np.zeros(len(weights)), *(curve.predict(weights) for curve in curves), np.ones(len(weights))]
-        steps = np.empty((len(weights), len(order)))
-        steps[:, order] = np.maximum(np.diff(upto, axis=0), 0).T
-        # A step may be 0 because few rows were seen there, which is no proof that the verdict is impossible.
-        return 0.99 * steps + 0.01 * shares
-
-    return to_verdicts
-
-
-def print_table(made, skipped, out):
-    from evaluate_kpis import shown
-
-    for name, (kpis, rows_per_s) in made.items():
-        print(f"  {name:<9} accuracy {shown(kpis['accuracy'])}  macro-F1 {shown(kpis['macro_f1'])}  {rows_per_s:,.0f} rows/s")
-    for name, reason in skipped.items():
-        print(f"  {name:<9} skipped: {reason}")
-    if made:
-        print(f"all KPIs in {out}/baseline_<name>_metrics.json")
 
 
 if __name__ == "__main__":

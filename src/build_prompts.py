@@ -7,7 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from common import Clock, UserError, existing_file, row_id, run, sha256_file, write_manifest, written_whole
+from common import UserError, existing_file, row_id, run, sha256_file, written_whole
+from manifest import Clock, write_manifest
 from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task
 
@@ -17,7 +18,8 @@ MOST_LISTED = 20
 
 def main():
     args = parse_args()
-    clock, task = Clock(), load_task(args.task)
+    clock = Clock()
+    task = load_task(args.task)
     folder = Path(args.data or task.under("data"))
     out = Path(args.out or folder / "processed")
     gauges = [LengthGauge(path) for path in args.config]
@@ -28,24 +30,40 @@ def main():
         gauge.report()
     if not gauges:
         print("lengths depend on a model's tokenizer: make check-<model> counts and lists the rows that do not fit it")
-    write_manifest(out / "manifest.json", clock, task=task.name, system_text=task.system_text, rows=n_rows,
-                   left_out={gauge.path: gauge.left_out for gauge in gauges},
-                   sha256={split: sha256_file(out / f"{split}.jsonl") for split in SPLITS})
+    write_manifest(
+        out / "manifest.json",
+        clock,
+        task=task.name,
+        system_text=task.system_text,
+        rows=n_rows,
+        left_out={gauge.path: gauge.left_out for gauge in gauges},
+        sha256={split: sha256_file(out / f"{split}.jsonl") for split in SPLITS},
+    )
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with train.jsonl and val.jsonl (default data)")
     parser.add_argument("--out", help="folder to write (default <data>/processed)")
-    parser.add_argument("--config", nargs="*", default=[], help="count token lengths for these models' configs, for example configs/qwen3_4b.yaml")
+    parser.add_argument(
+        "--config",
+        nargs="*",
+        default=[],
+        help="count token lengths for these models' configs, for example configs/qwen3_4b.yaml",
+    )
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     return parser.parse_args()
 
 
 def write_prompts(folder, out, task, gauges):
     """Stream both splits into their prompt files; the number of rows of each."""
-    sources = {split: existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first") for split in SPLITS}
-    problems, n_rows, n_sides = Problems(), dict.fromkeys(SPLITS, 0), 0
+    sources = {
+        split: existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first")
+        for split in SPLITS
+    }
+    problems = Problems()
+    n_rows = dict.fromkeys(SPLITS, 0)
+    n_sides = 0
     sides = getattr(task.module("data"), "SIDES", None)
     with written_whole(*(out / f"{split}.jsonl" for split in SPLITS)) as files:
         for (split, source), file in zip(sources.items(), files, strict=True):
@@ -60,25 +78,33 @@ def write_prompts(folder, out, task, gauges):
         if not n_rows["train"]:
             raise UserError(f"{sources['train']}: there is no row in it; make it again with src/prepare_splits.py")
     if n_sides:
-        print(f"note: {n_sides:,} answers speak of the first or second record; prompts show the records in a fixed order of their own, "
-              "so such words will often be wrong: speak of fields instead")
+        print(
+            f"note: {n_sides:,} answers speak of the first or second record; prompts show the records in a fixed order "
+            "of their own, "
+            "so such words will often be wrong: speak of fields instead"
+        )
     return n_rows
 
 
 def prompt_row(row, task):
-    return {"id": row_id(row), "prompt": task.messages(row["input"]),
-            "completion": [{"role": "assistant", "content": task.completion(row["output"])}]}
+    return {
+        "id": row_id(row),
+        "prompt": task.messages(row["input"]),
+        "completion": [{"role": "assistant", "content": task.completion(row["output"])}],
+    }
 
 
 class LengthGauge:
     """Which rows one model cannot take whole."""
 
     def __init__(self, path):
-        import dataset
         from config import load_config
+        from language_model import chat_template
 
-        self.path, self.config, self.left_out = path, load_config(path), {}
-        self.chat = dataset.load_chat(self.config)
+        self.path = path
+        self.config = load_config(path)
+        self.left_out = {}
+        self.chat = chat_template.load_chat(self.config)
 
     def measure(self, split, prompt):
         import dataset

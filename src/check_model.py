@@ -6,15 +6,18 @@ Config, chat template, lengths, what LoRA adapts, memory and time, and one train
 import argparse
 import os
 import sys
-import time
 
 from common import UserError, WorkFailed, existing_file, quiet_libraries, run
 from config import load_config
+from load.roofline import measured_flops_per_s
 from tasks import DEFAULT, load_task
 
 # Spellings that open a control token in some family; a record may hold any of them.
-HOSTILE = "<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|begin_of_text|> <|start_header_id|> <|end|> <|user|> <|assistant|> [INST] [/INST] " \
-          "[TOOL_CALLS] [AVAILABLE_TOOLS] <s> </s> <unk> <pad> <think> </think> <0x0A>"
+HOSTILE = (
+    "<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|begin_of_text|> <|start_header_id|> <|end|> <|user|> "
+    "<|assistant|> [INST] [/INST] "
+    "[TOOL_CALLS] [AVAILABLE_TOOLS] <s> </s> <unk> <pad> <think> </think> <0x0A>"
+)
 CLOCK_MARK = "what the clock says"
 MOST_LEFT_OUT = 0.1  # of the rows; training leaves the others out whole and says which
 ACHIEVED_SHARE = 0.25  # of the measured matrix rate: what this training loop reached on an H200 (LOG.md)
@@ -25,12 +28,18 @@ ACTIVATION_BYTES = {True: 2.5, False: 80}
 def main():
     args = parse_args()
     quiet_libraries()
-    task, config = load_task(args.task), load_config(args.config, args.set)
+    task = load_task(args.task)
+    config = load_config(args.config, args.set)
     import dataset
+    from language_model import chat_template
 
     rows = dataset.read_prompts(args.train)
-    say(True, f"config {args.config}: {config.name}, {config.model_id}, {config.peft.method} r={config.peft.r} alpha={config.peft.alpha}")
-    chat = dataset.load_chat(config)
+    say(
+        True,
+        f"config {args.config}: {config.name}, {config.model_id}, {config.peft.method} r={config.peft.r} "
+        f"alpha={config.peft.alpha}",
+    )
+    chat = chat_template.load_chat(config)
     passed = check_template(chat, task, rows[0])
     examples, fits = check_lengths(rows, chat, config, args.train)
     model = meta_model(config)
@@ -45,11 +54,15 @@ def main():
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the model's YAML, for example configs/phi4mini.yaml")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override settings, for example train.lr=1e-4")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="override settings, for example train.lr=1e-4"
+    )
     parser.add_argument("--train", help="training prompts (default data/processed/train.jsonl)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
-    args.train = existing_file(args.train or load_task(args.task).under("data") / "processed" / "train.jsonl", "run make prep first")
+    args.train = existing_file(
+        args.train or load_task(args.task).under("data") / "processed" / "train.jsonl", "run make prep first"
+    )
     return args
 
 
@@ -60,22 +73,38 @@ def say(good, words):
 
 def check_template(chat, task, row):
     """What the model will read is what we mean: nothing lost, nothing doubled, nothing from the clock or the record."""
-    import dataset
+    from language_model import chat_template, verdict_branch
 
     messages = task.messages({"a": HOSTILE})
-    ids, plain_ids = chat.prompt_ids(messages), chat.prompt_ids(task.messages({"a": "plain text"}))
-    control, tokenizer = chat.control_ids(), chat.tokenizer
-    example = dataset.encode(row["prompt"], row["completion"], chat)
-    end, bos = example["input_ids"][-1], tokenizer.bos_token_id
+    ids = chat.prompt_ids(messages)
+    plain_ids = chat.prompt_ids(task.messages({"a": "plain text"}))
+    control = chat.control_ids()
+    tokenizer = chat.tokenizer
+    example = chat_template.encode(row["prompt"], row["completion"], chat)
+    end = example["input_ids"][-1]
+    bos = tokenizer.bos_token_id
     from_record = [id for id in ids if id in control] != [id for id in plain_ids if id in control]
-    return all([
-        say(task.system_text in tokenizer.decode(ids), "system text is in the prompt that training and serving use"),
-        say(not from_record, f"control tokens are the template's own ({len(HOSTILE.split())} spellings in a record stay text)"),
-        say(bos is None or ids.count(bos) <= 1 and (ids[0] == bos) == (bos in ids), f"beginning token: {ids.count(bos) if bos is not None else 0}"),
-        say(end in control and example["labels"][-1] == end, f"end token {tokenizer.decode([end])!r} is trained, so the model learns to stop"),
-        say(not reads_clock(chat, messages), "the template does not read the clock"),
-        say(bool(dataset.find_branch(chat, task)), f"verdicts part at one token: {', '.join(task.labels)}"),
-    ])
+    return all(
+        [
+            say(
+                task.system_text in tokenizer.decode(ids), "system text is in the prompt that training and serving use"
+            ),
+            say(
+                not from_record,
+                f"control tokens are the template's own ({len(HOSTILE.split())} spellings in a record stay text)",
+            ),
+            say(
+                bos is None or ids.count(bos) <= 1 and (ids[0] == bos) == (bos in ids),
+                f"beginning token: {ids.count(bos) if bos is not None else 0}",
+            ),
+            say(
+                end in control and example["labels"][-1] == end,
+                f"end token {tokenizer.decode([end])!r} is trained, so the model learns to stop",
+            ),
+            say(not reads_clock(chat, messages), "the template does not read the clock"),
+            say(bool(verdict_branch.find_branch(chat, task)), f"verdicts part at one token: {', '.join(task.labels)}"),
+        ]
+    )
 
 
 def reads_clock(chat, messages):
@@ -89,12 +118,18 @@ def check_lengths(rows, chat, config, path):
 
     examples, left_out = dataset.encode_rows(rows, chat, config)
     if not examples:
-        raise UserError(f"{path}: none of the {len(rows):,} rows fits this model; {left_out[0]['id']}: {left_out[0]['reason']}")
+        raise UserError(
+            f"{path}: none of the {len(rows):,} rows fits this model; {left_out[0]['id']}: {left_out[0]['reason']}"
+        )
     totals = sorted(len(example["input_ids"]) for example in examples)
     answers = sorted(dataset.n_answer_tokens(example) for example in examples)
-    good = say(len(left_out) <= MOST_LEFT_OUT * len(rows),
-               f"lengths: prompt and answer {totals[len(totals) // 2]} tokens at the median, {totals[-1]} at most (limit {config.train.max_seq_len}); "
-               f"answer {answers[len(answers) // 2]} and {answers[-1]} (limit {config.gen.max_new_tokens}); {len(left_out):,} of {len(rows):,} rows do not fit")
+    good = say(
+        len(left_out) <= MOST_LEFT_OUT * len(rows),
+        f"lengths: prompt and answer {totals[len(totals) // 2]} tokens at the median, {totals[-1]} at most (limit "
+        f"{config.train.max_seq_len}); "
+        f"answer {answers[len(answers) // 2]} and {answers[-1]} (limit {config.gen.max_new_tokens}); {len(left_out):,} "
+        f"of {len(rows):,} rows do not fit",
+    )
     dataset.print_left_out(left_out, str(path), 10)
     return examples, good
 
@@ -104,10 +139,10 @@ def meta_model(config):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    import dataset
+    from language_model import hub
 
-    with dataset.hub_errors_explained(config.model_id):
-        architecture = AutoConfig.from_pretrained(dataset.local_or_hub(config.model_id))
+    with hub.hub_errors_explained(config.model_id):
+        architecture = AutoConfig.from_pretrained(hub.local_or_hub(config.model_id))
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
 
@@ -116,20 +151,33 @@ def check_adapter(model, config):
     """Every linear kind of the architecture must carry an adapter; a list that matches some adapts less than it says."""
     from peft import LoraConfig, get_peft_model
 
-    from trainer import adapted_kinds
+    from training.trainer import adapted_kinds
 
     kinds = linear_kinds(model)
     try:
-        adapted = get_peft_model(model, LoraConfig(r=config.peft.r, lora_alpha=config.peft.alpha, target_modules=config.peft.target_modules,
-                                                   task_type="CAUSAL_LM"))
+        adapted = get_peft_model(
+            model,
+            LoraConfig(
+                r=config.peft.r,
+                lora_alpha=config.peft.alpha,
+                target_modules=config.peft.target_modules,
+                task_type="CAUSAL_LM",
+            ),
+        )
     except ValueError as error:
-        raise UserError(f"peft.target_modules: {config.peft.target_modules!r} matches nothing in this model; it has {', '.join(sorted(kinds))}; "
-                        "use all-linear") from error
+        raise UserError(
+            f"peft.target_modules: {config.peft.target_modules!r} matches nothing in this model; it has "
+            f"{', '.join(sorted(kinds))}; "
+            "use all-linear"
+        ) from error
     found = adapted_kinds(adapted)
     n_trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     missing = sorted(kinds - found.keys())
-    return say(not missing, f"LoRA adapts {', '.join(f'{kind} x{n}' for kind, n in sorted(found.items()))}: {n_trained:,} parameters"
-               + (f"; NOT {', '.join(missing)}: use target_modules: all-linear" if missing else ""))
+    return say(
+        not missing,
+        f"LoRA adapts {', '.join(f'{kind} x{n}' for kind, n in sorted(found.items()))}: {n_trained:,} parameters"
+        + (f"; NOT {', '.join(missing)}: use target_modules: all-linear" if missing else ""),
+    )
 
 
 def linear_kinds(model):
@@ -137,14 +185,18 @@ def linear_kinds(model):
     import torch
 
     head = model.get_output_embeddings()
-    return {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
+    return {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
 
 
 def estimate(model, config, examples):
     """Memory and time before anything is downloaded or rented; both are marked as what they are."""
     import torch
 
-    from trainer import flops_per_token
+    from training.trainer import flops_per_token
 
     n_lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_base = sum(p.numel() for p in model.parameters()) - n_lora
@@ -153,48 +205,57 @@ def estimate(model, config, examples):
     longest = max(len(example["input_ids"]) for example in examples)
     unpacked = config.train.batch_size * longest
     batch_tokens = unpacked if config.train.packing == "off" else max(config.train.max_seq_len, unpacked)
-    activations = batch_tokens * model.config.hidden_size * model.config.num_hidden_layers * ACTIVATION_BYTES[config.train.gradient_ckpt]
+    activations = (
+        batch_tokens
+        * model.config.hidden_size
+        * model.config.num_hidden_layers
+        * ACTIVATION_BYTES[config.train.gradient_ckpt]
+    )
     gigabytes = [size / 1e9 for size in (weights, 16 * n_lora, activations)]
-    print(f"     memory, estimated: {sum(gigabytes) + 1:.1f} GB = weights {gigabytes[0]:.1f} + adapter and optimizer {gigabytes[1]:.1f} "
-          f"+ activations {gigabytes[2]:.1f} + 1 for the GPU's own")
+    print(
+        f"     memory, estimated: {sum(gigabytes) + 1:.1f} GB = weights {gigabytes[0]:.1f} + adapter and optimizer "
+        f"{gigabytes[1]:.1f} "
+        f"+ activations {gigabytes[2]:.1f} + 1 for the GPU's own"
+    )
     tokens = sum(len(example["input_ids"]) for example in examples) * config.train.epochs
     flops = flops_per_token(model, config.train.gradient_ckpt) * tokens
     rate = measured_flops_per_s()
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
-    print(f"     time, estimated: {tokens:,.0f} tokens over {config.train.epochs:g} epochs, {duration(flops / rate / ACHIEVED_SHARE)} on {place} "
-          f"({rate / 1e12:,.2f} TFLOP/s measured just now, {ACHIEVED_SHARE:.0%} of it assumed)")
-
-
-def measured_flops_per_s(seconds=0.5):
-    """The matrix rate of this machine, from half a second of products."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    size, kind = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
-    a = torch.randn(size, size, dtype=kind, device="cuda" if cuda else "cpu")
-    wait = torch.cuda.synchronize if cuda else (lambda: None)
-    a @ a
-    wait()
-    n, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ a
-        wait()
-        n += 1
-    return 2 * size**3 * n / (time.perf_counter() - start)
+    print(
+        f"     time, estimated: {tokens:,.0f} tokens over {config.train.epochs:g} epochs, "
+        f"{duration(flops / rate / ACHIEVED_SHARE)} on {place} "
+        f"({rate / 1e12:,.2f} TFLOP/s measured just now, {ACHIEVED_SHARE:.0%} of it assumed)"
+    )
 
 
 def duration(seconds):
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def show_sample(chat, example):
-    """One sample as the model sees it: the prompt dim, what the loss is taken on bright, or in brackets where there is no colour."""
+    """One sample as the model sees it: the prompt dim, what the loss is taken on bright, or in brackets where there is
+    no colour.
+    """
     import dataset
 
     n = dataset.n_answer_tokens(example)
-    prompt, answer = chat.tokenizer.decode(example["input_ids"][:-n]), chat.tokenizer.decode(example["input_ids"][-n:])
+    prompt = chat.tokenizer.decode(example["input_ids"][:-n])
+    answer = chat.tokenizer.decode(example["input_ids"][-n:])
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print("     one training sample, " + ("no loss on the dim part, loss on the green part:" if colour else "loss on the part between >>> and <<< only:"))
+    print(
+        "     one training sample, "
+        + (
+            "no loss on the dim part, loss on the green part:"
+            if colour
+            else "loss on the part between >>> and <<< only:"
+        )
+    )
     print(f"\033[2m{prompt}\033[0m\033[1;32m{answer}\033[0m" if colour else f"{prompt}>>>{answer}<<<")
 
 

@@ -6,9 +6,7 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -122,7 +120,9 @@ def is_folder(model_path):
 
 
 def parsed_answer(text, schema):
-    """The answer when it is JSON that a schema's validator accepts, else None. Nothing is guessed from text that is not."""
+    """The answer when it is JSON that a schema's validator accepts, else None. Nothing is guessed from text that is
+    not.
+    """
     try:
         answer = parse_json(text)
     except (ValueError, RecursionError):
@@ -148,7 +148,9 @@ def read_jsonl(path):
         try:
             rows.append(json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not a JSON line ({error}); make the file again with the step that wrote it") from error
+            raise UserError(
+                f"{path}:{number}: not a JSON line ({error}); make the file again with the step that wrote it"
+            ) from error
     return rows
 
 
@@ -176,7 +178,9 @@ def written_whole(*paths):
     try:
         with contextlib.ExitStack() as opened:
             # A lone surrogate has no UTF-8; its backslash escape is the JSON one.
-            files = [opened.enter_context(open(part, "w", encoding="utf-8", errors="backslashreplace")) for part in parts]
+            files = [
+                opened.enter_context(open(part, "w", encoding="utf-8", errors="backslashreplace")) for part in parts
+            ]
             yield files if len(files) > 1 else files[0]
         for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
@@ -211,76 +215,12 @@ def row_id(row):
     return str(row["id"]) if "id" in row else "row-" + sha256_text(to_json(row["input"]))[:12]
 
 
-class Clock:
-    """Wall time and peak memory of a step, for its manifest."""
-
-    def __init__(self):
-        self.start = time.perf_counter()
-
-    def facts(self):
-        facts = {"wall_s": round(time.perf_counter() - self.start, 3), "peak_memory_mib": round(peak_memory_bytes() / 2**20, 1)}
-        torch = sys.modules.get("torch")
-        if torch and torch.cuda.is_available():
-            facts["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-        return facts
-
-
-def peak_memory_bytes():
-    """The most memory that this process held; Linux's own ru_maxrss starts at what the parent held when it started us."""
-    import resource
-
-    with contextlib.suppress(OSError, TypeError):
-        return int(re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def write_manifest(path, clock, **facts):
-    """Say where a result came from. Written last, so its presence means that the result is whole."""
-    write_json(path, {"step": Path(sys.argv[0]).name, "command": shown_command(), **facts, **clock.facts(),
-                      "git_commit": git_commit(), "versions": versions(), "hardware": hardware(),
-                      "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-
-
-def shown_command():
-    return " ".join(shown_path(part) for part in ["python", *sys.argv])
-
-
 def shown_path(path):
     """A path as a manifest may hold it: inside the project relative to it, outside by its last name only."""
     text = str(path)
     if not os.path.isabs(text):
         return text
     return os.path.relpath(text, ROOT) if text.startswith(f"{ROOT}/") else Path(text).name
-
-
-def git_commit():
-    with contextlib.suppress(OSError):
-        head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
-        dirty = subprocess.run(["git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
-        if head.returncode == 0:
-            return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
-    return None
-
-
-def versions():
-    """Versions of the libraries that this process really loaded."""
-    from importlib.metadata import version
-
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "sklearn", "splink", "numpy", "vllm",
-                 "llama_cpp", "httpx2"):
-        if name in sys.modules:
-            found[name] = version({"sklearn": "scikit-learn", "llama_cpp": "llama-cpp-python"}.get(name, name))
-    return found
-
-
-def hardware():
-    facts = {"machine": platform.machine(), "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["gpu_count"] = torch.cuda.device_count()
-    return facts
 
 
 def quiet_libraries():
@@ -308,7 +248,10 @@ class PlainProgress:
     EVERY_S = 10
 
     def __init__(self, total, unit, title):
-        self.total, self.unit, self.title, self.n = total, unit, title, 0
+        self.total = total
+        self.unit = unit
+        self.title = title
+        self.n = 0
         self.start = self.said = time.monotonic()
         self.note = ""
 
@@ -317,8 +260,12 @@ class PlainProgress:
         if time.monotonic() - self.said >= self.EVERY_S:
             self.said = time.monotonic()
             rate = self.n / (self.said - self.start)
-            print(f"{self.title}: {self.n:,} of {self.total:,} {self.unit} ({100 * self.n / max(self.total, 1):.0f} %), "
-                  f"{rate:,.1f} {self.unit}/s{self.note}", file=sys.stderr, flush=True)
+            print(
+                f"{self.title}: {self.n:,} of {self.total:,} {self.unit} ({100 * self.n / max(self.total, 1):.0f} %), "
+                f"{rate:,.1f} {self.unit}/s{self.note}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def set_postfix_str(self, note, refresh=True):
         self.note = f", {note}"

@@ -80,14 +80,19 @@ def load_config(path, overrides=()):
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.stem, model_names(), n=1, cutoff=0.0)
-        raise UserError(f"{path}: no such config; there is: {', '.join(model_names()) or 'none'}"
-                        + (f" (nearest: configs/{near[0]}.yaml)" if near else ""))
+        raise UserError(
+            f"{path}: no such config; there is: {', '.join(model_names()) or 'none'}"
+            + (f" (nearest: configs/{near[0]}.yaml)" if near else "")
+        )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}; mend the line named") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a mapping of settings was expected, found {type(values).__name__}; copy the shape of another config")
+        raise UserError(
+            f"{path}: a mapping of settings was expected, found {type(values).__name__}; copy the shape of another "
+            "config"
+        )
     for text in overrides:
         _override(values, text)
     where = f"{shown_path(path)} with --set {' '.join(overrides)}" if overrides else shown_path(path)
@@ -116,7 +121,9 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
 
 
 def _override(values, text):
@@ -138,16 +145,25 @@ def _build(kind, values, where, prefix):
     fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
-        raise UserError(f"{where}: '{prefix.rstrip('.')}' must be a section with the keys {', '.join(fields)}, found {values!r}")
+        raise UserError(
+            f"{where}: '{prefix.rstrip('.')}' must be a section with the keys {', '.join(fields)}, found {values!r}"
+        )
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
-            raise UserError(f"{where}: unknown key '{prefix}{key}' (value {values[key]!r}), did you mean '{prefix}{near[0]}'?")
-    missing = [name for name, f in fields.items() if name not in values
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+            raise UserError(
+                f"{where}: unknown key '{prefix}{key}' (value {values[key]!r}), did you mean '{prefix}{near[0]}'?"
+            )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise UserError(f"{where}: missing key '{prefix}{missing[0]}'; add it, as the other configs have it")
-    return kind(**{key: _value(hints[key], value, fields[key].metadata, where, prefix + key) for key, value in values.items()})
+    return kind(
+        **{key: _value(hints[key], value, fields[key].metadata, where, prefix + key) for key, value in values.items()}
+    )
 
 
 def _value(hint, value, limits, where, key):
@@ -171,18 +187,25 @@ def _value(hint, value, limits, where, key):
     return value
 
 
-_LIMITS = [("at_least", lambda v, x: v >= x, "at least"), ("above", lambda v, x: v > x, "above"),
-           ("at_most", lambda v, x: v <= x, "at most"), ("below", lambda v, x: v < x, "below")]
+_LIMITS = [
+    ("at_least", lambda v, x: v >= x, "at least"),
+    ("above", lambda v, x: v > x, "above"),
+    ("at_most", lambda v, x: v <= x, "at most"),
+    ("below", lambda v, x: v < x, "below"),
+]
 
 
 def _is_a(hint, value):
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_is_a(option, value) for option in arguments)
     if origin is list:
         return isinstance(value, list) and bool(value) and all(_is_a(arguments[0], item) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_is_a(arguments[0], k) and _is_a(arguments[1], v) for k, v in value.items())
+        return isinstance(value, dict) and all(
+            _is_a(arguments[0], k) and _is_a(arguments[1], v) for k, v in value.items()
+        )
     if hint is bool or isinstance(value, bool):
         return hint is bool and isinstance(value, bool)
     if hint is str:

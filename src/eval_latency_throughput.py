@@ -1,9 +1,11 @@
-"""Latency and throughput of one engine: python src/eval_latency_throughput.py --model_path outputs/x-merged --backend vllm --out reports/x_latency.csv
+"""Latency and throughput of one engine: python src/eval_latency_throughput.py --model_path outputs/x-merged --backend
+vllm --out reports/x_latency.csv
 
-For every --concurrency that many clients ask one row after the other; for every --rate requests come at random moments, that many a second, and
-an answer's time counts from the moment at which its request was meant to be sent. Each level is warmed up at its own load before it is measured.
-Rendering, tokenisation and constraint are within the measured time. Beside the CSV lie every request's times (..._requests.jsonl) and, written last,
-a manifest with flags, versions, hardware and what this machine could do at best. --endpoint asks a server that is running already.
+For every --concurrency that many clients ask one row after the other; for every --rate requests come at random moments,
+that many a second, and an answer's time counts from the moment at which its request was meant to be sent. Each level is
+warmed up at its own load before it is measured. Rendering, tokenisation and constraint are within the measured time.
+Beside the CSV lie every request's times (..._requests.jsonl) and, written last, a manifest with flags, versions,
+hardware and what this machine could do at best. --endpoint asks a server that is running already.
 """
 
 import argparse
@@ -20,7 +22,6 @@ from statistics import fmean, median
 from time import perf_counter
 
 from common import (
-    Clock,
     UserError,
     WorkFailed,
     existing_file,
@@ -32,24 +33,58 @@ from common import (
     run,
     sha256_file,
     shown_path,
-    write_manifest,
     written_whole,
 )
 from constrained_decode import engine_names, load_engine
-from load_test import MOST_WAITING, Here, Level, MicroBatches, Processes
+from load.clients import MOST_WAITING, Here, Level, MicroBatches, Processes
+from manifest import Clock, write_manifest
 from rows import load_rows
 from tasks import DEFAULT, load_task
 
 CONCURRENCY = (1, 4, 8, 16)
 REQUESTS = 200
-ROUNDS = 4              # at least so many answers a client
+ROUNDS = 4  # at least so many answers a client
 LEAST_WARM_UP = 8
 HEAD = ("model", "title", "backend", "decoding", "weights")
-MEASURES = ("form", "concurrency", "rate_per_s", "n", "n_failed", "p50_ms", "p95_ms", "p99_ms", "first_token_p50_ms", "first_token_p95_ms", "req_per_s",
-            "output_tok_per_s", "prompt_tok_per_s", "prompt_tokens_mean", "output_tokens_mean", "json_valid_raw_pct", "json_valid_pct",
-            "closed_at_budget_pct", "mask_overruled_pct", "floor_p50_ms", "p50_of_floor", "floor_req_per_s", "req_per_s_of_floor_pct")
-SHOWN = {"decoding": "decoding", "load": "load", "n": "n", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms", "first_token_p50_ms": "first token",
-         "req_per_s": "req/s", "output_tok_per_s": "tok/s", "json_valid_pct": "valid %", "p50_of_floor": "x floor", "req_per_s_of_floor_pct": "% of floor"}
+MEASURES = (
+    "form",
+    "concurrency",
+    "rate_per_s",
+    "n",
+    "n_failed",
+    "p50_ms",
+    "p95_ms",
+    "p99_ms",
+    "first_token_p50_ms",
+    "first_token_p95_ms",
+    "req_per_s",
+    "output_tok_per_s",
+    "prompt_tok_per_s",
+    "prompt_tokens_mean",
+    "output_tokens_mean",
+    "json_valid_raw_pct",
+    "json_valid_pct",
+    "closed_at_budget_pct",
+    "mask_overruled_pct",
+    "floor_p50_ms",
+    "p50_of_floor",
+    "floor_req_per_s",
+    "req_per_s_of_floor_pct",
+)
+SHOWN = {
+    "decoding": "decoding",
+    "load": "load",
+    "n": "n",
+    "p50_ms": "p50 ms",
+    "p95_ms": "p95 ms",
+    "p99_ms": "p99 ms",
+    "first_token_p50_ms": "first token",
+    "req_per_s": "req/s",
+    "output_tok_per_s": "tok/s",
+    "json_valid_pct": "valid %",
+    "p50_of_floor": "x floor",
+    "req_per_s_of_floor_pct": "% of floor",
+}
 
 
 def main():
@@ -57,7 +92,8 @@ def main():
     if args.show:
         print(table(args.show))
         return
-    clock, task = Clock(), load_task(args.task)
+    clock = Clock()
+    task = load_task(args.task)
     config = settings(args)
     rows = load_rows(existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first"), task)
     deck = Deck(rows, task)
@@ -69,29 +105,70 @@ def main():
         floor = Floor(machine, args.model_path, engine) if machine else None
         levels, log = measured_levels(args, task, load, engine, deck, floor)
         write(args, task, config, clock, engine.facts, rows, levels, log, deck, floor)
-    print(f"\n{table([*args.beside, args.out])}\n\nall numbers in {args.out}, every request in {requests_path(args.out)}")
+    print(
+        f"\n{table([*args.beside, args.out])}\n\nall numbers in {args.out}, every request in {requests_path(args.out)}"
+    )
     if deck.n_repeated:
-        print(f"note: {deck.n_repeated:,} requests asked a row again, which is cheaper for a server that keeps prompts; --data with more rows avoids it")
+        print(
+            f"note: {deck.n_repeated:,} requests asked a row again, which is cheaper for a server that keeps prompts; "
+            "--data with more rows avoids it"
+        )
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", help="merged model folder, or with --endpoint its name there (default: the first model that the server lists)")
-    parser.add_argument("--backend", help=f"engine: {', '.join(engine_names())} (default hf; openai_api with --endpoint)")
-    parser.add_argument("--endpoint", help="address of an OpenAI-compatible server that is running, as http://localhost:8000/v1")
+    parser.add_argument(
+        "--model_path",
+        help="merged model folder, or with --endpoint its name there (default: the first model that the server lists)",
+    )
+    parser.add_argument(
+        "--backend", help=f"engine: {', '.join(engine_names())} (default hf; openai_api with --endpoint)"
+    )
+    parser.add_argument(
+        "--endpoint", help="address of an OpenAI-compatible server that is running, as http://localhost:8000/v1"
+    )
     parser.add_argument("--schema", help="the answer's JSON Schema (default: the task's own)")
     parser.add_argument("--data", help="labelled rows to ask about (default data/test.jsonl)")
     parser.add_argument("--config", help="the model's YAML, for a model that the pipeline did not train")
-    parser.add_argument("--concurrency", type=int, nargs="*", default=CONCURRENCY, help="closed loop: clients at a time (default 1 4 8 16)")
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        nargs="*",
+        default=CONCURRENCY,
+        help="closed loop: clients at a time (default 1 4 8 16)",
+    )
     parser.add_argument("--rate", type=float, nargs="*", default=(), help="open loop: requests a second (default none)")
-    parser.add_argument("--requests", type=int, default=REQUESTS, help=f"measured requests a level (default {REQUESTS}; at least {ROUNDS} a client)")
-    parser.add_argument("--verdicts", action="store_true", help="also score all rows in bulk: probabilities from one pass, no text")
-    parser.add_argument("--unconstrained", action="store_true", help="let the model write what it likes: what the JSON guarantee costs")
-    parser.add_argument("--random_weights", action="store_true", help="the model's shape with random weights: for speed and memory, the folder needs none")
-    parser.add_argument("--engine_args", default="", help='more arguments for a server that is started here: --engine_args="--dtype half"')
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=REQUESTS,
+        help=f"measured requests a level (default {REQUESTS}; at least {ROUNDS} a client)",
+    )
+    parser.add_argument(
+        "--verdicts", action="store_true", help="also score all rows in bulk: probabilities from one pass, no text"
+    )
+    parser.add_argument(
+        "--unconstrained", action="store_true", help="let the model write what it likes: what the JSON guarantee costs"
+    )
+    parser.add_argument(
+        "--random_weights",
+        action="store_true",
+        help="the model's shape with random weights: for speed and memory, the folder needs none",
+    )
+    parser.add_argument(
+        "--engine_args",
+        default="",
+        help='more arguments for a server that is started here: --engine_args="--dtype half"',
+    )
     parser.add_argument("--no_floor", action="store_true", help="do not measure what this machine could do at best")
-    parser.add_argument("--out", type=Path, help="CSV to write, one line a level; its name ends in _latency.csv where make report is to find it")
-    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="CSVs of other runs, shown in one table with this one")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="CSV to write, one line a level; its name ends in _latency.csv where make report is to find it",
+    )
+    parser.add_argument(
+        "--beside", type=Path, nargs="*", default=[], help="CSVs of other runs, shown in one table with this one"
+    )
     parser.add_argument("--show", type=Path, nargs="+", help="measure nothing; show these CSVs in one table")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     return checked(parser.parse_args())
@@ -107,13 +184,19 @@ def checked(args):
         return args
     args.backend = args.backend or ("openai_api" if args.endpoint else "hf")
     if args.endpoint and args.backend != "openai_api":
-        raise UserError(f"--backend {args.backend} with --endpoint: a server that is running is asked through openai_api; leave --backend out")
+        raise UserError(
+            f"--backend {args.backend} with --endpoint: a server that is running is asked through openai_api; leave "
+            "--backend out"
+        )
     if not args.out or not (args.model_path or args.endpoint):
         raise UserError("give --out, and --model_path or --endpoint; or --show with CSVs that were measured")
     if args.backend == "openai_api" and not args.endpoint:
         raise UserError("--backend openai_api asks a server that is running: name it with --endpoint")
     if args.random_weights and (args.endpoint or args.backend == "llama_cpp"):
-        raise UserError("--random_weights: only an engine that is started here and loads the weights itself can do without them (hf, vllm, sglang)")
+        raise UserError(
+            "--random_weights: only an engine that is started here and loads the weights itself can do without them "
+            "(hf, vllm, sglang)"
+        )
     if args.engine_args and not hasattr(load_engine(args.backend), "serve"):
         raise UserError(f"--engine_args: --backend {args.backend} starts no server that they could go to")
     if args.out.suffix != ".csv":
@@ -123,14 +206,16 @@ def checked(args):
     if not args.concurrency and not args.rate and not args.verdicts:
         raise UserError("nothing to measure: give --concurrency, --rate or --verdicts")
     if args.schema and read_json(args.schema) != load_task(args.task).answer_schema:
-        raise UserError(f"{args.schema}: differs from the task's own schema; the answers are checked against one schema only")
+        raise UserError(
+            f"{args.schema}: differs from the task's own schema; the answers are checked against one schema only"
+        )
     return args
 
 
 def settings(args):
-    import predict
+    from language_model import model_folder
 
-    return predict.served_config(args) if args.endpoint else predict.model_config(args)
+    return model_folder.served_config(args) if args.endpoint else model_folder.model_config(args)
 
 
 class Deck:
@@ -154,25 +239,31 @@ class Deck:
 @contextlib.contextmanager
 def opened(args, task, config, conversations):
     """(who sends the load, the engine that is asked), closed at the end."""
-    module, most = load_engine(args.backend), max(args.concurrency, default=LEAST_WARM_UP)
+    module = load_engine(args.backend)
+    most = max(args.concurrency, default=LEAST_WARM_UP)
     n_clients = MOST_WAITING if args.rate else most
     options = {"constrained": not args.unconstrained} | ({"random_weights": True} if args.random_weights else {})
     if not hasattr(module, "connect"):
         engine = module.load(args.model_path, task, config, batch_size=most, **options)
-        engine.tells_probabilities = not args.unconstrained     # a plain caller has none, and they cost a pass of their own
+        engine.tells_probabilities = (
+            not args.unconstrained
+        )  # a plain caller has none, and they cost a pass of their own
         if hasattr(engine, "prepare"):
             engine.prepare(conversations)
         yield Here(MicroBatches(engine)), engine
         return
     with contextlib.ExitStack() as stack:
-        endpoint, facts = args.endpoint, {}
+        endpoint = args.endpoint
+        facts = {}
         if not endpoint:
-            endpoint, facts = stack.enter_context(module.serve(args.model_path, task, config, most, args.engine_args, log_path(args.out), **options))
+            endpoint, facts = stack.enter_context(
+                module.serve(args.model_path, task, config, most, args.engine_args, log_path(args.out), **options)
+            )
         reached = (args.model_path, task.name, config, endpoint, n_clients, not args.unconstrained)
         engine = module.connect(*reached)
         engine.check()
         engine.facts |= facts
-        engine.facts.pop("outcomes", None)      # of this check alone; the requests' own are in their log
+        engine.facts.pop("outcomes", None)  # of this check alone; the requests' own are in their log
         load = Processes(module.connect, reached, most)
         stack.callback(load.close)
         yield load, engine
@@ -191,7 +282,7 @@ def manifest_path(out):
 
 
 def machine_of():
-    import floor
+    from load import roofline as floor
 
     return floor.measured_machine()
 
@@ -208,10 +299,11 @@ class Floor:
     def __init__(self, machine, model_path, engine):
         from transformers import AutoConfig
 
-        import floor
+        from load import roofline as floor
 
         bytes_a_number = {"float32": 4}.get(engine.facts.get("precision"), 2)
-        self.floor, self.machine = floor, machine
+        self.floor = floor
+        self.machine = machine
         self.shape = floor.model_shape(AutoConfig.from_pretrained(model_path), bytes_a_number, kv_bytes=bytes_a_number)
 
     @property
@@ -231,16 +323,23 @@ def measured_levels(args, task, load, engine, deck, floor):
     """(one summary a level, one record a request)"""
     import jsonschema
 
-    schema, summaries, log = jsonschema.Draft202012Validator(task.answer_schema), [], []
-    for level in [*(Level("closed", max(args.requests, ROUNDS * concurrency), concurrency) for concurrency in args.concurrency),
-                  *(Level("open", args.requests, rate=rate) for rate in args.rate)]:
+    schema = jsonschema.Draft202012Validator(task.answer_schema)
+    summaries = []
+    log = []
+    for level in [
+        *(Level("closed", max(args.requests, ROUNDS * concurrency), concurrency) for concurrency in args.concurrency),
+        *(Level("open", args.requests, rate=rate) for rate in args.rate),
+    ]:
         load.run(deck.take(max(LEAST_WARM_UP, 2 * (level.concurrency or 0)))[1], level)
         ids, conversations = deck.take(level.n)
         records = load.run(conversations, level)
         found = [logged(level, at, record, schema) for at, record in zip(ids, records, strict=True)]
         log += found
         summaries.append(summary(level, found, floor))
-        print(f"{level.title}: p50 {summaries[-1]['p50_ms']:,.1f} ms, {summaries[-1]['req_per_s']:,.2f} requests/s", flush=True)
+        print(
+            f"{level.title}: p50 {summaries[-1]['p50_ms']:,.1f} ms, {summaries[-1]['req_per_s']:,.2f} requests/s",
+            flush=True,
+        )
     if args.verdicts:
         summaries.append(bulk(engine, deck, max(args.requests, ROUNDS * max(args.concurrency, default=0)), floor))
         print(f"verdicts in bulk: {summaries[-1]['req_per_s']:,.1f} rows/s", flush=True)
@@ -250,33 +349,69 @@ def measured_levels(args, task, load, engine, deck, floor):
 def logged(level, id, record, schema):
     """A request as the log keeps it: times and counts, no record text."""
     answer = record.pop("answer")
-    failed, valid = answer.finish_reason.startswith("failed"), parsed_answer(answer.text, schema) is not None
-    return {"form": level.form, "concurrency": level.concurrency, "rate_per_s": level.rate, "id": id, **record,
-            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens, "settled_tokens": answer.n_settled,
-            "finish_reason": answer.finish_reason, "failed": failed,
-            "valid": valid, "overruled": answer.overruled, "late": answer.late}
+    failed = answer.finish_reason.startswith("failed")
+    valid = parsed_answer(answer.text, schema) is not None
+    return {
+        "form": level.form,
+        "concurrency": level.concurrency,
+        "rate_per_s": level.rate,
+        "id": id,
+        **record,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "settled_tokens": answer.n_settled,
+        "finish_reason": answer.finish_reason,
+        "failed": failed,
+        "valid": valid,
+        "overruled": answer.overruled,
+        "late": answer.late,
+    }
 
 
 def summary(level, requests, floor):
     """One line of the CSV."""
     answered = [request for request in requests if not request["failed"]]
     if not answered:
-        raise WorkFailed(f"{level.title}: all {len(requests):,} requests failed; the first: {requests[0]['finish_reason']}")
+        raise WorkFailed(
+            f"{level.title}: all {len(requests):,} requests failed; the first: {requests[0]['finish_reason']}"
+        )
     seconds = max(one["done_s"] for one in requests) - min(one["intended_s"] for one in requests)
-    return rounded({"form": level.form, "concurrency": level.concurrency, "rate_per_s": level.rate, "n": len(requests),
-                    "n_failed": len(requests) - len(answered), **times(answered), **rates(answered, len(answered) / seconds), **validity(answered)}
-                   | beside_floor(level, answered, len(answered) / seconds, floor))
+    return rounded(
+        {
+            "form": level.form,
+            "concurrency": level.concurrency,
+            "rate_per_s": level.rate,
+            "n": len(requests),
+            "n_failed": len(requests) - len(answered),
+            **times(answered),
+            **rates(answered, len(answered) / seconds),
+            **validity(answered),
+        }
+        | beside_floor(level, answered, len(answered) / seconds, floor)
+    )
 
 
 def times(answered):
-    return {"p50_ms": percentile(answered, "latency_s", 50), "p95_ms": percentile(answered, "latency_s", 95), "p99_ms": percentile(answered, "latency_s", 99),
-            "first_token_p50_ms": percentile(answered, "first_token_s", 50), "first_token_p95_ms": percentile(answered, "first_token_s", 95)}
+    return {
+        "p50_ms": percentile(answered, "latency_s", 50),
+        "p95_ms": percentile(answered, "latency_s", 95),
+        "p99_ms": percentile(answered, "latency_s", 99),
+        "first_token_p50_ms": percentile(answered, "first_token_s", 50),
+        "first_token_p95_ms": percentile(answered, "first_token_s", 95),
+    }
 
 
 def rates(answered, rate):
-    output_tokens, prompt_tokens = (fmean([one[key] for one in answered]) for key in ("completion_tokens", "prompt_tokens"))
-    return {"req_per_s": rate, "output_tok_per_s": rate * output_tokens, "prompt_tok_per_s": rate * prompt_tokens, "prompt_tokens_mean": prompt_tokens,
-            "output_tokens_mean": output_tokens}
+    output_tokens, prompt_tokens = (
+        fmean([one[key] for one in answered]) for key in ("completion_tokens", "prompt_tokens")
+    )
+    return {
+        "req_per_s": rate,
+        "output_tok_per_s": rate * output_tokens,
+        "prompt_tok_per_s": rate * prompt_tokens,
+        "prompt_tokens_mean": prompt_tokens,
+        "output_tokens_mean": output_tokens,
+    }
 
 
 def validity(answered):
@@ -284,20 +419,28 @@ def validity(answered):
     told = {key: all(one[key] is not None for one in answered) for key in ("overruled", "late")}
     own = [one["valid"] and not one["late"] and not one["overruled"] for one in answered]
     n_tokens = max(1, sum(one["completion_tokens"] for one in answered))
-    return {"json_valid_raw_pct": 100 * fmean(own) if all(told.values()) else None, "json_valid_pct": 100 * fmean([one["valid"] for one in answered]),
-            "closed_at_budget_pct": 100 * fmean([one["late"] > 0 for one in answered]) if told["late"] else None,
-            "mask_overruled_pct": 100 * sum(one["overruled"] for one in answered) / n_tokens if told["overruled"] else None}
+    return {
+        "json_valid_raw_pct": 100 * fmean(own) if all(told.values()) else None,
+        "json_valid_pct": 100 * fmean([one["valid"] for one in answered]),
+        "closed_at_budget_pct": 100 * fmean([one["late"] > 0 for one in answered]) if told["late"] else None,
+        "mask_overruled_pct": 100 * sum(one["overruled"] for one in answered) / n_tokens if told["overruled"] else None,
+    }
 
 
 def beside_floor(level, answered, rate, floor):
     best_p50 = best_rate = None
     if floor and level.concurrency:
         # The median answer is held against the floor of a median one, the rate against that of a mean one.
-        prompts, written = [one["prompt_tokens"] for one in answered], [one["completion_tokens"] - one["settled_tokens"] for one in answered]
+        prompts = [one["prompt_tokens"] for one in answered]
+        written = [one["completion_tokens"] - one["settled_tokens"] for one in answered]
         best_p50, _ = floor.answers(level.concurrency, median(prompts), median(written))
         _, best_rate = floor.answers(level.concurrency, fmean(prompts), fmean(written))
-    return {"floor_p50_ms": best_p50, "p50_of_floor": percentile(answered, "latency_s", 50) / best_p50 if best_p50 else None, "floor_req_per_s": best_rate,
-            "req_per_s_of_floor_pct": 100 * rate / best_rate if best_rate else None}
+    return {
+        "floor_p50_ms": best_p50,
+        "p50_of_floor": percentile(answered, "latency_s", 50) / best_p50 if best_p50 else None,
+        "floor_req_per_s": best_rate,
+        "req_per_s_of_floor_pct": 100 * rate / best_rate if best_rate else None,
+    }
 
 
 def bulk(engine, deck, n, floor):
@@ -310,9 +453,19 @@ def bulk(engine, deck, n, floor):
     chat = getattr(engine, "chat", None)
     tokens = fmean([len(ids) for ids in chat.prompts_ids(conversations)]) if chat else None
     best = floor.verdicts_a_s(tokens) if floor and tokens else None
-    return rounded(dict.fromkeys(MEASURES) | {
-        "form": "verdicts", "n": len(found), "n_failed": 0, "req_per_s": n / seconds, "prompt_tok_per_s": tokens and tokens * n / seconds,
-        "prompt_tokens_mean": tokens, "floor_req_per_s": best, "req_per_s_of_floor_pct": best and 100 * n / seconds / best})
+    return rounded(
+        dict.fromkeys(MEASURES)
+        | {
+            "form": "verdicts",
+            "n": len(found),
+            "n_failed": 0,
+            "req_per_s": n / seconds,
+            "prompt_tok_per_s": tokens and tokens * n / seconds,
+            "prompt_tokens_mean": tokens,
+            "floor_req_per_s": best,
+            "req_per_s_of_floor_pct": best and 100 * n / seconds / best,
+        }
+    )
 
 
 def percentile(requests, key, share):
@@ -329,12 +482,15 @@ def rounded(values):
 
 def write(args, task, config, clock, facts, rows, levels, log, deck, floor):
     """CSV and log, then the manifest."""
-    name, decoding = model_name(args.out), facts["decoding"]
+    name = model_name(args.out)
+    decoding = facts["decoding"]
     weights = "random" if args.random_weights else "trained"
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*HEAD, *MEASURES])
-    writer.writerows([name, config.name, args.backend, decoding, weights, *(level[key] for key in MEASURES)] for level in levels)
+    writer.writerows(
+        [name, config.name, args.backend, decoding, weights, *(level[key] for key in MEASURES)] for level in levels
+    )
     with written_whole(args.out, requests_path(args.out)) as (table_file, log_file):
         table_file.write(out.getvalue())
         log_file.writelines(json.dumps(record) + "\n" for record in log)
@@ -343,10 +499,24 @@ def write(args, task, config, clock, facts, rows, levels, log, deck, floor):
         # A full disk has shown by now: only a manifest whose files will be replaced goes.
         manifest_path(args.out).unlink(missing_ok=True)
     data = Path(args.data or task.under("data") / "test.jsonl")
-    write_manifest(manifest_path(args.out), clock, task=task.name, model=name, title=config.name, checkpoint=config.model_id, backend=args.backend,
-                   decoding=decoding, weights=weights, engine=facts, gen=dataclasses.asdict(config.gen), requests_repeated=deck.n_repeated,
-                   data={"path": shown_path(data), "sha256": sha256_file(data), "rows": len(rows)}, floor=floor and floor.facts, levels=levels,
-                   csv_sha256=sha256_file(args.out))
+    write_manifest(
+        manifest_path(args.out),
+        clock,
+        task=task.name,
+        model=name,
+        title=config.name,
+        checkpoint=config.model_id,
+        backend=args.backend,
+        decoding=decoding,
+        weights=weights,
+        engine=facts,
+        gen=dataclasses.asdict(config.gen),
+        requests_repeated=deck.n_repeated,
+        data={"path": shown_path(data), "sha256": sha256_file(data), "rows": len(rows)},
+        floor=floor and floor.facts,
+        levels=levels,
+        csv_sha256=sha256_file(args.out),
+    )
 
 
 def model_name(out):
@@ -360,11 +530,18 @@ def table(paths):
     lines = [["engine", *SHOWN.values()]]
     for path in paths:
         for row in csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8"))):
-            row["load"] = {"closed": f"C={row['concurrency']}", "open": f"{row['rate_per_s']}/s"}.get(row["form"], "verdicts")
+            row["load"] = {"closed": f"C={row['concurrency']}", "open": f"{row['rate_per_s']}/s"}.get(
+                row["form"], "verdicts"
+            )
             lines.append([row["backend"], *(shown(row[key]) for key in SHOWN)])
     widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) if at < 2 else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths, strict=True)))
-                     for line in lines)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at < 2 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
 
 
 def shown(value):

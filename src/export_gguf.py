@@ -1,7 +1,9 @@
-"""Write a model folder as a GGUF file, for --backend llama_cpp: python src/export_gguf.py --model_path models/steward-mini --out models/steward-mini.gguf
+"""Write a model folder as a GGUF file, for --backend llama_cpp: python src/export_gguf.py --model_path
+models/steward-mini --out models/steward-mini.gguf
 
-The engine feeds token ids that the model's own tokenizer made, so the vocabulary is there for llama.cpp to load and never splits text.
-For llama.cpp's other programs, which split text themselves, use its convert_hf_to_gguf.py with a model whose tokenizer it knows.
+The engine feeds token ids that the model's own tokenizer made, so the vocabulary is there for llama.cpp to load and
+never splits text. For llama.cpp's other programs, which split text themselves, use its convert_hf_to_gguf.py with a
+model whose tokenizer it knows.
 """
 
 import argparse
@@ -11,10 +13,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import dataset
-from common import Clock, UserError, quiet_libraries, run, sha256_file, shown_path, write_manifest
+from common import UserError, quiet_libraries, run, sha256_file, shown_path
 from constrained_decode.hf import check_whole
 from constrained_decode.llama_cpp import WEIGHTS_KEY, library, weight_files, weights_sha256
+from language_model import hub
+from manifest import Clock, write_manifest
 
 # llama.cpp reads Mistral's weights as Llama's.
 ARCHITECTURES = {"Qwen3ForCausalLM": "QWEN3", "LlamaForCausalLM": "LLAMA", "MistralForCausalLM": "LLAMA"}
@@ -32,8 +35,18 @@ def main():
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="model folder")
-    parser.add_argument("--out", type=Path, required=True, help="file to write; the engine looks for <model folder>.gguf and <model folder>/model.gguf")
-    parser.add_argument("--dtype", choices=list(FILE_TYPES), default="f16", help="how matrices are kept (default f16); vectors are always float32")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="file to write; the engine looks for <model folder>.gguf and <model folder>/model.gguf",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=list(FILE_TYPES),
+        default="f16",
+        help="how matrices are kept (default f16); vectors are always float32",
+    )
     args = parser.parse_args()
     if args.out.suffix != ".gguf":
         raise UserError(f"--out {args.out}: a GGUF file's name ends with .gguf")
@@ -44,29 +57,47 @@ def export(model_path, out, dtype):
     """The file, and beside it the manifest that says which weights it holds."""
     from transformers import AutoConfig
 
-    clock, gguf, folder = Clock(), library("gguf"), Path(dataset.local_or_hub(model_path))
+    clock = Clock()
+    gguf = library("gguf")
+    folder = Path(hub.local_or_hub(model_path))
     if not folder.is_dir():
-        raise UserError(f"{model_path}: not a folder; only a model in a folder is exported, fetch it with: hf download {model_path} --local-dir <folder>")
-    with dataset.hub_errors_explained(model_path):
+        raise UserError(
+            f"{model_path}: not a folder; only a model in a folder is exported, fetch it with: hf download "
+            f"{model_path} --local-dir <folder>"
+        )
+    with hub.hub_errors_explained(model_path):
         config = AutoConfig.from_pretrained(folder)
     check_supported(config, model_path)
     check_whole(folder)
-    tensors, weights = tensors_of(gguf, folder, config, dtype), weights_sha256(folder)
+    tensors = tensors_of(gguf, folder, config, dtype)
+    weights = weights_sha256(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     check_disk(out, tensors)
-    manifest, part = out.with_suffix(".manifest.json"), out.with_name(out.name + ".part")
+    manifest = out.with_suffix(".manifest.json")
+    part = out.with_name(out.name + ".part")
     try:
-        write(gguf, part, config, dataset.load_tokenizer(folder), tensors, weights, dtype)
+        write(gguf, part, config, hub.load_tokenizer(folder), tensors, weights, dtype)
         manifest.unlink(missing_ok=True)
         os.replace(part, out)
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and not error.errno:
             # numpy, which writes the arrays, says how much was written and not why.
-            raise UserError(f"{out}: could not be written whole ({error}); free some space or choose another --out, then run again") from error
+            raise UserError(
+                f"{out}: could not be written whole ({error}); free some space or choose another --out, then run again"
+            ) from error
         raise
-    write_manifest(manifest, clock, model=shown_path(folder), architecture=config.architectures[0], dtype=dtype, tensors=len(tensors),
-                   weights_sha256=weights, gguf_sha256=sha256_file(out), gguf_package=gguf_version())
+    write_manifest(
+        manifest,
+        clock,
+        model=shown_path(folder),
+        architecture=config.architectures[0],
+        dtype=dtype,
+        tensors=len(tensors),
+        weights_sha256=weights,
+        gguf_sha256=sha256_file(out),
+        gguf_package=gguf_version(),
+    )
     print(f"{len(tensors):,} tensors of {shown_path(folder)} in {out} ({out.stat().st_size / 1e6:,.1f} MB, {dtype})")
 
 
@@ -78,12 +109,18 @@ def check_supported(config, model_path):
     rope = config.rope_parameters
     # Scalings that only slow frequencies down become a tensor of factors, which llama.cpp reads for Llama alone.
     scalings = ("default", "llama3") if ARCHITECTURES[name] == "LLAMA" else ("default",)
-    odd = [words for words, found in (("a sliding window", config.sliding_window if hasattr(config, "sliding_window") else None),
-                                      ("biases in attention", getattr(config, "attention_bias", False)),
-                                      ("biases in its MLP", getattr(config, "mlp_bias", False)),
-                                      (f"the activation {config.hidden_act}", config.hidden_act != "silu"),
-                                      (f"the rope scaling {rope['rope_type']}", rope["rope_type"] not in scalings),
-                                      ("rotary positions on a part of each head", rope.get("partial_rotary_factor", 1.0) != 1.0)) if found]
+    odd = [
+        words
+        for words, found in (
+            ("a sliding window", config.sliding_window if hasattr(config, "sliding_window") else None),
+            ("biases in attention", getattr(config, "attention_bias", False)),
+            ("biases in its MLP", getattr(config, "mlp_bias", False)),
+            (f"the activation {config.hidden_act}", config.hidden_act != "silu"),
+            (f"the rope scaling {rope['rope_type']}", rope["rope_type"] not in scalings),
+            ("rotary positions on a part of each head", rope.get("partial_rotary_factor", 1.0) != 1.0),
+        )
+        if found
+    ]
     if odd:
         raise UserError(f"{model_path}: this {name} has {', '.join(odd)}, which is not exported here; use {CONVERTER}")
 
@@ -94,8 +131,8 @@ class Tensor:
 
     name: str
     shape: tuple
-    kind: str       # f16, bf16 or f32
-    read: object    # () -> the torch tensor
+    kind: str  # f16, bf16 or f32
+    read: object  # () -> the torch tensor
 
     @property
     def n_bytes(self):
@@ -113,19 +150,28 @@ def tensors_of(gguf, folder, config, dtype):
     found = []
     for file in weight_files(folder):
         opened = safe_open(file, "pt")
-        for name in opened.keys():      # noqa: SIM118 (not a dict)
+        for name in opened.keys():  # noqa: SIM118 (not a dict)
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             target = names.get_name(name, try_suffixes=(".weight",))
             if not target:
                 raise UserError(f"{file}: llama.cpp's {architecture} has no place for '{name}'; use {CONVERTER}")
             shape = tuple(opened.get_slice(name).get_shape())
-            found.append(Tensor(target, shape, dtype if len(shape) > 1 else "f32", reader(opened, name, config if architecture == "LLAMA" else None)))
+            found.append(
+                Tensor(
+                    target,
+                    shape,
+                    dtype if len(shape) > 1 else "f32",
+                    reader(opened, name, config if architecture == "LLAMA" else None),
+                )
+            )
     return found + rope_factors(config)
 
 
 def reader(opened, name, llama_config):
-    """Reads one tensor; llama.cpp's Llama rotates neighbouring values where transformers rotates halves, so its rows are re-ordered."""
+    """Reads one tensor; llama.cpp's Llama rotates neighbouring values where transformers rotates halves, so its rows
+    are re-ordered.
+    """
     heads = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
     key = heads.get(".".join(name.split(".")[-2:]))
     if llama_config is None or key is None:
@@ -153,9 +199,13 @@ def rope_factors(config):
 
 
 def check_disk(out, tensors):
-    needed, free = sum(tensor.n_bytes for tensor in tensors), shutil.disk_usage(out.parent).free
+    needed = sum(tensor.n_bytes for tensor in tensors)
+    free = shutil.disk_usage(out.parent).free
     if free < needed:
-        raise UserError(f"{out.parent}: the file takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room or choose another --out")
+        raise UserError(
+            f"{out.parent}: the file takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; make room or choose "
+            "another --out"
+        )
 
 
 def write(gguf, path, config, tokenizer, tensors, weights, dtype):
@@ -167,7 +217,13 @@ def write(gguf, path, config, tokenizer, tensors, weights, dtype):
         writer.add_string(WEIGHTS_KEY, weights)
         add_vocabulary(gguf, writer, tokenizer, config.vocab_size)
         for tensor in tensors:
-            writer.add_tensor_info(tensor.name, tensor.shape, None, tensor.n_bytes, raw_dtype=gguf.GGMLQuantizationType[tensor.kind.upper()])
+            writer.add_tensor_info(
+                tensor.name,
+                tensor.shape,
+                None,
+                tensor.n_bytes,
+                raw_dtype=gguf.GGMLQuantizationType[tensor.kind.upper()],
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -194,14 +250,20 @@ def add_shape(writer, config):
 
 
 def add_vocabulary(gguf, writer, tokenizer, n_tokens):
-    """Tokens and merges as llama.cpp loads them; ids without a token, which fill up the embedding, get a name of their own."""
+    """Tokens and merges as llama.cpp loads them; ids without a token, which fill up the embedding, get a name of their
+    own.
+    """
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if model["type"] != "BPE":
-        raise UserError(f"{tokenizer.name_or_path}: a {model['type']} vocabulary is not exported here, only BPE; use {CONVERTER}")
-    names, kinds = [f"[UNUSED{id}]" for id in range(n_tokens)], [gguf.TokenType.UNUSED] * n_tokens
+        raise UserError(
+            f"{tokenizer.name_or_path}: a {model['type']} vocabulary is not exported here, only BPE; use {CONVERTER}"
+        )
+    names = [f"[UNUSED{id}]" for id in range(n_tokens)]
+    kinds = [gguf.TokenType.UNUSED] * n_tokens
     for token, id in tokenizer.get_vocab().items():
         if id < n_tokens:
-            names[id], kinds[id] = token, gguf.TokenType.NORMAL
+            names[id] = token
+            kinds[id] = gguf.TokenType.NORMAL
     for id, token in tokenizer.added_tokens_decoder.items():
         if id < n_tokens:
             kinds[id] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
@@ -221,7 +283,9 @@ def array(tensor):
     values = tensor.read()
     made = values.to({"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}[tensor.kind]).contiguous()
     if not made.isfinite().all():
-        raise UserError(f"'{tensor.name}': some weights are not finite numbers in {tensor.kind}; give --dtype bf16 or f32")
+        raise UserError(
+            f"'{tensor.name}': some weights are not finite numbers in {tensor.kind}; give --dtype bf16 or f32"
+        )
     return made.view(torch.int16).numpy() if tensor.kind == "bf16" else made.numpy()
 
 

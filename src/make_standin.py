@@ -7,13 +7,17 @@ pipeline without a GPU, a hub account or a download. It knows nothing before tra
 import argparse
 from pathlib import Path
 
-from common import Clock, quiet_libraries, run, write_manifest
+from common import quiet_libraries, run
+from manifest import Clock, write_manifest
 
 VOCABULARY = 1_024
 EMBEDDING_STD = 0.3
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = ("{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endfor %}"
-            "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- "
+    "endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 
 
 def main():
@@ -26,7 +30,9 @@ def main():
 
     clock = Clock()
     quiet_libraries()
-    texts = (message["content"] for row in dataset.read_prompts(args.data) for message in row["prompt"] + row["completion"])
+    texts = (
+        message["content"] for row in dataset.read_prompts(args.data) for message in row["prompt"] + row["completion"]
+    )
     tokenizer, model = make(texts, args.seed)
     tokenizer.save_pretrained(args.out)
     model.save_pretrained(args.out)
@@ -40,16 +46,42 @@ def make(texts, seed):
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
     learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    learned.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     learned.decoder = decoders.ByteLevel()
-    learned.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=CONTROL, show_progress=False,
-                                                           initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                        additional_special_tokens=CONTROL[1:2], chat_template=TEMPLATE)
+    learned.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=CONTROL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=learned,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=CONTROL[1:2],
+        chat_template=TEMPLATE,
+    )
     torch.manual_seed(seed)
-    config = Qwen3Config(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-                         num_key_value_heads=2, head_dim=32, max_position_embeddings=4096, tie_word_embeddings=True, initializer_range=0.09,
-                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        initializer_range=0.09,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = Qwen3ForCausalLM(config)
     # The usual 0.02 leaves the tied output layer so small that no adapter could ever make one token likely.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)

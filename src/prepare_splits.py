@@ -7,24 +7,37 @@ import argparse
 import json
 from pathlib import Path
 
-from common import ROOT, Clock, UserError, existing_file, progress, read_json, read_lines, run, sha256_file, sha256_text, write_manifest, written_whole
+from common import (
+    ROOT,
+    UserError,
+    existing_file,
+    progress,
+    read_json,
+    read_lines,
+    run,
+    sha256_file,
+    sha256_text,
+    written_whole,
+)
+from manifest import Clock, write_manifest
 from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task
 
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 SYNTHETIC_ROWS = 2_000
-SCORES_ONLY = ("kpis.py", "classical.py")    # of a task's modules: what they say changes no split
+SCORES_ONLY = ("kpis.py", "baseline.py")  # of a task's modules: what they say changes no split
 
 
 def main():
     args = parse_args()
-    clock, task = Clock(), load_task(args.task)
+    clock = Clock()
+    task = load_task(args.task)
     if not args.force and is_done(args, task):
         print(f"the splits in {args.out} are up to date: same rows, seed and code (--force makes them again)")
         date_after_inputs(args, task)
         return
     source, synthetic = find_rows(args, task)
-    import near_duplicates  # numpy: not for --help
+    from resolution import near_duplicates  # numpy: not for --help
 
     index = read_index(source, task)
     groups = near_duplicates.groups(index)
@@ -32,16 +45,32 @@ def main():
     counts = write_splits(source, args.out, split_of, index, task)
     (Path(args.out) / "manifest.json").unlink(missing_ok=True)
     report(counts, n_moved, groups, index, synthetic)
-    write_manifest(Path(args.out) / "manifest.json", clock, task=task.name, source=Path(source).name, synthetic=synthetic,
-                   fingerprint=fingerprint(source, args.seed, task),
-                   source_sha256=sha256_file(source), seed=args.seed, rows=len(index.labels), pairs_moved=n_moved,
-                   groups=int(groups.max()) + 1, largest_group=largest(groups), identical_pairs=index.identical_pairs, classes=counts,
-                   sha256={name: sha256_file(Path(args.out) / f"{name}.jsonl") for name in SPLITS})
+    write_manifest(
+        Path(args.out) / "manifest.json",
+        clock,
+        task=task.name,
+        source=Path(source).name,
+        synthetic=synthetic,
+        fingerprint=fingerprint(source, args.seed, task),
+        source_sha256=sha256_file(source),
+        seed=args.seed,
+        rows=len(index.labels),
+        pairs_moved=n_moved,
+        groups=int(groups.max()) + 1,
+        largest_group=largest(groups),
+        identical_pairs=index.identical_pairs,
+        classes=counts,
+        sha256={name: sha256_file(Path(args.out) / f"{name}.jsonl") for name in SPLITS},
+    )
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--in", dest="source", help="labelled rows, JSON Lines; if it is missing, synthetic pairs take its place (default data/all.jsonl)")
+    parser.add_argument(
+        "--in",
+        dest="source",
+        help="labelled rows, JSON Lines; if it is missing, synthetic pairs take its place (default data/all.jsonl)",
+    )
     parser.add_argument("--out", help="folder for train.jsonl, val.jsonl, test.jsonl and manifest.json (default data)")
     parser.add_argument("--seed", type=int, default=42, help="another seed gives another split (default 42)")
     parser.add_argument("--force", action="store_true", help="split again even if nothing changed")
@@ -50,7 +79,8 @@ def parse_args():
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a whole number from 0 on")
     folder = load_task(args.task).under("data")
-    args.source, args.out = args.source or folder / "all.jsonl", args.out or folder
+    args.source = args.source or folder / "all.jsonl"
+    args.out = args.out or folder
     return args
 
 
@@ -60,9 +90,11 @@ def is_done(args, task):
     source = Path(args.source) if Path(args.source).exists() else Path(args.out) / "synthetic.jsonl"
     if not manifest.is_file() or not source.is_file():
         return False
-    facts, splits = read_json(manifest), {name: Path(args.out) / f"{name}.jsonl" for name in SPLITS}
+    facts = read_json(manifest)
+    splits = {name: Path(args.out) / f"{name}.jsonl" for name in SPLITS}
     return facts.get("fingerprint") == fingerprint(source, args.seed, task) and all(
-        path.is_file() and sha256_file(path) == facts["sha256"].get(name) for name, path in splits.items())
+        path.is_file() and sha256_file(path) == facts["sha256"].get(name) for name, path in splits.items()
+    )
 
 
 def fingerprint(source, seed, task):
@@ -71,8 +103,10 @@ def fingerprint(source, seed, task):
 
 
 def code_of(task):
-    own = [ROOT / "src" / name for name in ("prepare_splits.py", "near_duplicates.py", "rows.py")]
-    return own + [path for path in [*sorted(task.folder.glob("*.py")), task.folder / "task.yaml"] if path.name not in SCORES_ONLY]
+    own = [ROOT / "src" / name for name in ("prepare_splits.py", "resolution/near_duplicates.py", "rows.py")]
+    return own + [
+        path for path in [*sorted(task.folder.glob("*.py")), task.folder / "task.yaml"] if path.name not in SCORES_ONLY
+    ]
 
 
 def date_after_inputs(args, task):
@@ -87,24 +121,28 @@ def find_rows(args, task):
     """The user's file, or synthetic pairs in its place, said aloud."""
     if Path(args.source).exists():
         return args.source, False
-    import synthesize
+    from tasks import synthesis
 
     made = Path(args.out) / "synthetic.jsonl"
-    print(f"{args.source} is not there: making {SYNTHETIC_ROWS:,} synthetic pairs in {made} instead; "
-          f"put your own labelled pairs into {args.source} for a model that knows your data", flush=True)
-    synthesize.make(task.name, SYNTHETIC_ROWS, 1, made)
+    print(
+        f"{args.source} is not there: making {SYNTHETIC_ROWS:,} synthetic pairs in {made} instead; "
+        f"put your own labelled pairs into {args.source} for a model that knows your data",
+        flush=True,
+    )
+    synthesis.make(task.name, SYNTHETIC_ROWS, 1, made)
     return made, True
 
 
 def read_index(source, task):
     """One pass over the file: every row checked, and a few numbers kept of each."""
-    import near_duplicates
+    from resolution import near_duplicates
 
     with open(existing_file(source), "rb") as lines:
         n_lines = sum(1 for _ in lines)
     if n_lines == 0:
         raise UserError(f"{source}: the file is empty; it needs one labelled pair a line")
-    index, problems = near_duplicates.Index(n_lines, task.module("data")), Problems()
+    index = near_duplicates.Index(n_lines, task.module("data"))
+    problems = Problems()
     with progress(n_lines, "rows", "check and index") as bar:
         for number, row in checked_rows(source, task, problems):
             index.add(number, row, task.labels.index(row["output"][task.label_key]))
@@ -119,7 +157,8 @@ def read_index(source, task):
 
 
 def assign(labels, groups, seed):
-    """A split for every row: groups whole, every class as near to 80/10/10 as the groups allow. Also how many pairs grouping moved.
+    """A split for every row: groups whole, every class as near to 80/10/10 as the groups allow. Also how many pairs
+    grouping moved.
 
     Groups larger than one row are dealt out first, largest first; rows alone in their group fill what is left, in the
     order of the plain stratified split, from which as few as possible are to move.
@@ -154,7 +193,9 @@ def members(groups, in_group):
 
 
 def fill(split_of, rows_of_class, room):
-    """Deal out each class's rows in their order, in proportion to the room; what a split loses to rounding in one class it gets first in the next."""
+    """Deal out each class's rows in their order, in proportion to the room; what a split loses to rounding in one class
+    it gets first in the next.
+    """
     import numpy as np
 
     owed = np.zeros(len(room))
@@ -162,7 +203,7 @@ def fill(split_of, rows_of_class, room):
         exact = shares / max(shares.sum(), 1e-9) * len(rows)
         counts = np.floor(exact).astype(int)
         owed += exact - counts
-        first = np.argsort(-owed, kind="stable")[:len(rows) - counts.sum()]
+        first = np.argsort(-owed, kind="stable")[: len(rows) - counts.sum()]
         counts[first] += 1
         owed[first] -= 1
         split_of[rows] = np.repeat(np.arange(len(room)), counts)
@@ -193,15 +234,22 @@ def largest(groups):
 
 def report(counts, n_moved, groups, index, synthetic):
     n_rows = len(index.labels)
-    print(f"{n_rows:,} {'synthetic ' if synthetic else ''}rows, {int(groups.max()) + 1:,} groups, largest {largest(groups):,}; "
-          f"{n_moved:,} pairs moved so that no record stands in two splits; {index.identical_pairs:,} rows repeat an earlier pair")
+    print(
+        f"{n_rows:,} {'synthetic ' if synthetic else ''}rows, {int(groups.max()) + 1:,} groups, largest "
+        f"{largest(groups):,}; "
+        f"{n_moved:,} pairs moved so that no record stands in two splits; {index.identical_pairs:,} rows repeat an "
+        "earlier pair"
+    )
     for name, classes in counts.items():
         total = sum(classes.values())
         mix = ", ".join(f"{label} {n:,} ({100 * n / max(total, 1):.1f} %)" for label, n in classes.items())
         print(f"  {name:<5} {total:>9,} ({100 * total / n_rows:.1f} %): {mix}")
     if largest(groups) > 1 and largest(groups) > SPLITS["test"] * n_rows:
-        print(f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; records that look alike chain them together, "
-              "so the splits cannot keep 80/10/10")
+        print(
+            f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; records that look alike "
+            "chain them together, "
+            "so the splits cannot keep 80/10/10"
+        )
     for name, classes in counts.items():
         for label, n in classes.items():
             if n == 0:

@@ -1,7 +1,8 @@
 """Train steward_mini from nothing: python src/pretrain.py --out models/steward-mini
 
 Synthetic pairs are made while a GPU trains on them; tokenizer, weights, calibration and model card are left in --out.
-About six minutes on one H200. On a CPU only a tiny model is sensible: --set pairs=2000 layers=2 width=96 step_tokens=4096
+About six minutes on one H200. On a CPU only a tiny model is sensible: --set pairs=2000 layers=2 width=96
+step_tokens=4096
 """
 
 import argparse
@@ -11,20 +12,30 @@ import os
 import time
 from pathlib import Path
 
-import calibrate
-import model_card
-import packed_attention
-import pretrain_data
-import steward_tokenizer
-from check_model import measured_flops_per_s
-from common import ROOT, Clock, UserError, WorkFailed, progress, quiet_libraries, read_json, run, sha256_file, to_json, write_manifest, write_text
+from common import (
+    ROOT,
+    UserError,
+    WorkFailed,
+    progress,
+    quiet_libraries,
+    read_json,
+    run,
+    sha256_file,
+    to_json,
+    write_text,
+)
 from config import load_config
 from constrained_decode import hf
+from language_model import calibration, packed_attention
+from load.roofline import measured_flops_per_s
+from manifest import Clock, write_manifest
+from steward_mini import model_card, pretrain_data, vocabulary
 from tasks import DEFAULT, load_task
 
 TOKENIZER_ROWS = 30_000
-VALIDATION_SEED, HELD_OUT_SEED = 90_001, 90_002     # rows of the test pool: other names, places and words than in training
-SAY_EVERY = 50          # steps
+VALIDATION_SEED = 90_001  # rows of the test pool: other names, places and words than in training
+HELD_OUT_SEED = 90_002
+SAY_EVERY = 50  # steps
 WEIGHTS = "model.safetensors"
 CONFIG = ROOT / "configs" / "steward_mini.yaml"
 
@@ -33,28 +44,28 @@ CONFIG = ROOT / "configs" / "steward_mini.yaml"
 class Plan:
     """Everything that shapes the weights; --set changes one value."""
 
-    pairs: int = 3_200_000          # 6 million were no better on records from elsewhere (LOG.md)
-    seed: int = 3                   # of seeds 1 to 3 the one with the lowest log loss on validation rows
+    pairs: int = 3_200_000  # 6 million were no better on records from elsewhere (LOG.md)
+    seed: int = 3  # of seeds 1 to 3 the one with the lowest log loss on validation rows
     width: int = 192
     layers: int = 14
     heads: int = 3
     hidden: int = 512
     step_tokens: int = 98_304
-    optimizer: str = "muon"         # for the matrices inside the layers; or adamw
+    optimizer: str = "muon"  # for the matrices inside the layers; or adamw
     lr: float = 6e-3
     warmup_steps: int = 100
-    flat: float = 0.25              # share of the training at the full rate; then a cosine to nothing
+    flat: float = 0.25  # share of the training at the full rate; then a cosine to nothing
     weight_decay: float = 0.1
     verdict_weight: float = 6.0
     text_weight: float = 0.4
     prompt_weight: float = 0.12
     prompt_weight_end: float = 0.03
     bpe_dropout: float = 0.1
-    canonical: bool = True          # keys sorted, records in a fixed order, as every prompt has them
+    canonical: bool = True  # keys sorted, records in a fixed order, as every prompt has them
     variety: bool = True
     frequency: bool = True
     free_text: bool = False
-    held_out: int = 4_000           # rows that calibrate it, and as many others that judge it
+    held_out: int = 4_000  # rows that calibrate it, and as many others that judge it
 
     @property
     def recipe(self):
@@ -70,8 +81,12 @@ def main():
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("models/steward-mini"), help="folder to write (default models/steward-mini)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="override a setting, for example seed=2 pairs=1000000")
+    parser.add_argument(
+        "--out", type=Path, default=Path("models/steward-mini"), help="folder to write (default models/steward-mini)"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="override a setting, for example seed=2 pairs=1000000"
+    )
     parser.add_argument("--workers", type=int, help="processes that make pairs (default: all cores but one)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     return parser.parse_args()
@@ -90,7 +105,7 @@ def with_settings(plan, settings):
         except (ValueError, KeyError):
             raise UserError(f"--set {setting}: {text!r} is not a value of type {kinds[key].__name__}") from None
     plan = dataclasses.replace(plan, **values)
-    for key, least in (("pairs", 1), ("step_tokens", steward_tokenizer.CONTEXT), ("heads", 1)):
+    for key, least in (("pairs", 1), ("step_tokens", vocabulary.CONTEXT), ("heads", 1)):
         if getattr(plan, key) < least:
             raise UserError(f"--set {key}={getattr(plan, key)}: at least {least}")
     if plan.width % plan.heads:
@@ -110,24 +125,44 @@ def pretrain(plan, task, out, n_workers):
     model = make_model(plan, tokenizer)
     n_parameters = sum(p.numel() for p in model.parameters())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"{n_parameters:,} parameters, {len(tokenizer):,} tokens, {plan.pairs:,} pairs on {device}, {n_workers} workers", flush=True)
+    print(
+        f"{n_parameters:,} parameters, {len(tokenizer):,} tokens, {plan.pairs:,} pairs on {device}, {n_workers} "
+        "workers",
+        flush=True,
+    )
     speed = fit(plan, task, model.to(device), out, n_workers)
     save(model, out)
     scores = held_out_scores(task, out, plan.held_out)
     weights = sha256_file(out / WEIGHTS)
-    write_manifest(out / "manifest.json", clock, config=dataclasses.asdict(load_config(CONFIG)), fingerprint=weights, task=task.name,
-                   plan=dataclasses.asdict(plan), parameters=n_parameters, training={"method": "from scratch on synthetic pairs", "rows": plan.pairs, **speed},
-                   held_out=scores, weights_sha256=weights)
+    write_manifest(
+        out / "manifest.json",
+        clock,
+        config=dataclasses.asdict(load_config(CONFIG)),
+        fingerprint=weights,
+        task=task.name,
+        plan=dataclasses.asdict(plan),
+        parameters=n_parameters,
+        training={"method": "from scratch on synthetic pairs", "rows": plan.pairs, **speed},
+        held_out=scores,
+        weights_sha256=weights,
+    )
     write_card(out)
-    print(f"{out}: held-out accuracy {scores['accuracy']:.4f}, calibration error {scores['ece']:.4f}, temperature {scores['temperature']:.3f}")
+    print(
+        f"{out}: held-out accuracy {scores['accuracy']:.4f}, calibration error {scores['ece']:.4f}, temperature "
+        f"{scores['temperature']:.3f}"
+    )
 
 
 def make_tokenizer(plan, task, out):
     """Fitted to prompts and answers of the training pool."""
-    synthetic, canonical = task.module("synthetic"), task.module("data").canonical
-    texts = (text for row in synthetic.rows(min(TOKENIZER_ROWS, plan.pairs), plan.seed, recipe=synthetic.Recipe(**plan.recipe))
-             for text in (to_json(canonical(row["input"])), task.completion(row["output"])))
-    tokenizer = steward_tokenizer.train(texts, task)
+    synthetic = task.module("synthetic")
+    canonical = task.module("data").canonical
+    texts = (
+        text
+        for row in synthetic.rows(min(TOKENIZER_ROWS, plan.pairs), plan.seed, recipe=synthetic.Recipe(**plan.recipe))
+        for text in (to_json(canonical(row["input"])), task.completion(row["output"]))
+    )
+    tokenizer = vocabulary.train(texts, task)
     tokenizer.save_pretrained(out)
     return tokenizer
 
@@ -135,11 +170,22 @@ def make_tokenizer(plan, task, out):
 def make_model(plan, tokenizer):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=plan.width, num_hidden_layers=plan.layers,
-                         num_attention_heads=plan.heads, num_key_value_heads=plan.heads, head_dim=plan.width // plan.heads,
-                         intermediate_size=plan.hidden, max_position_embeddings=steward_tokenizer.CONTEXT, tie_word_embeddings=True,
-                         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-                         pad_token_id=tokenizer.pad_token_id, attention_bias=False)
+    config = Qwen3Config(
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=plan.width,
+        num_hidden_layers=plan.layers,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.heads,
+        head_dim=plan.width // plan.heads,
+        intermediate_size=plan.hidden,
+        max_position_embeddings=vocabulary.CONTEXT,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attention_bias=False,
+    )
     model = Qwen3ForCausalLM(config)
     model.set_attn_implementation(packed_attention.register())
     # Twice as many layers add up in the residual stream as a block has outputs; scaled down, depth starts harmless.
@@ -158,23 +204,34 @@ def fit(plan, task, model, out, n_workers):
     optimizers = make_optimizers(plan, model, cuda)
     torch.set_float32_matmul_precision("high")
     step_loss = torch.compile(packed_loss, dynamic=False) if cuda else packed_loss
-    log, start, first, done, tokens, waited = [], time.perf_counter(), None, 0, 0, 0.0
+    log = []
+    start = time.perf_counter()
+    first = None
+    done = 0
+    tokens = 0
+    waited = 0.0
     model.train()
     with progress(plan.pairs, "pairs", "pretrain") as bar:
-        for number, (arrays, wait) in enumerate(timed(pretrain_data.steps(source, plan.pairs, plan.step_tokens, n_workers))):
+        for number, (arrays, wait) in enumerate(
+            timed(pretrain_data.steps(source, plan.pairs, plan.step_tokens, n_workers))
+        ):
             waited += wait if number > 20 else 0.0
             share = done / plan.pairs
             set_rate(optimizers, plan, share, number)
-            batch, weights = to_device(arrays, model.device), loss_weights(plan, share, model.device)
+            batch = to_device(arrays, model.device)
+            weights = loss_weights(plan, share, model.device)
             losses, norm = take_step(model, optimizers, step_loss, batch, weights)
-            done, tokens = done + arrays["rows"], tokens + arrays["tokens"]
+            done = done + arrays["rows"]
+            tokens = tokens + arrays["tokens"]
             bar.update(arrays["rows"])
             if number == 20:
                 first = (time.perf_counter(), tokens)
             if number % SAY_EVERY == 0:
                 log.append(said(number, done, losses, norm, start))
                 bar.set_postfix_str(log[-1]["said"])
-    return speed_facts(model, plan, first or (start, 0), tokens, number + 1, log) | {"waited_for_pairs_s": round(waited, 1)}
+    return speed_facts(model, plan, first or (start, 0), tokens, number + 1, log) | {
+        "waited_for_pairs_s": round(waited, 1)
+    }
 
 
 def take_step(model, optimizers, step_loss, batch, weights):
@@ -206,15 +263,22 @@ def timed(items):
 def make_optimizers(plan, model, cuda):
     import torch
 
-    from muon import Muon
+    from steward_mini.muon import Muon
 
     matrices = [weights for name, weights in model.named_parameters() if weights.ndim > 1 and "embed" not in name]
     others = [weights for name, weights in model.named_parameters() if weights.ndim < 2 or "embed" in name]
     settings = {"lr": plan.lr, "betas": (0.9, 0.98), "eps": 1e-9, "fused": cuda}
     if plan.optimizer == "muon":
-        return [Muon(matrices, lr=plan.lr, weight_decay=plan.weight_decay),
-                torch.optim.AdamW(others, weight_decay=0.0, **settings)]
-    return [torch.optim.AdamW([{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}], **settings)]
+        return [
+            Muon(matrices, lr=plan.lr, weight_decay=plan.weight_decay),
+            torch.optim.AdamW(others, weight_decay=0.0, **settings),
+        ]
+    return [
+        torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            **settings,
+        )
+    ]
 
 
 def set_rate(optimizers, plan, share, step):
@@ -235,7 +299,10 @@ def loss_weights(plan, share, device):
 def to_device(arrays, device):
     import torch
 
-    batch = {key: torch.from_numpy(arrays[key]).to(device, non_blocking=True) for key in ("ids", "following", "kinds", "positions", "bounds")}
+    batch = {
+        key: torch.from_numpy(arrays[key]).to(device, non_blocking=True)
+        for key in ("ids", "following", "kinds", "positions", "bounds")
+    }
     return batch | {"longest": pretrain_data.LONGEST}
 
 
@@ -243,13 +310,21 @@ def packed_loss(model, batch, weights):
     """(weighted loss, mean loss of verdicts, mean loss of the sentences) of one pack."""
     import torch
 
-    bounds, longest, mask, rows = batch["bounds"], batch["longest"], None, {}
+    bounds = batch["bounds"]
+    longest = batch["longest"]
+    mask = None
+    rows = {}
     if batch["ids"].device.type == "cuda":
         rows = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
     else:
         mask = dense_mask(batch["positions"])
-    found = model.model(input_ids=batch["ids"][None], position_ids=batch["positions"][None], attention_mask={"full_attention": mask},
-                        use_cache=False, **rows)
+    found = model.model(
+        input_ids=batch["ids"][None],
+        position_ids=batch["positions"][None],
+        attention_mask={"full_attention": mask},
+        use_cache=False,
+        **rows,
+    )
     logits = model.lm_head(found.last_hidden_state[0]).float()
     each = torch.nn.functional.cross_entropy(logits, batch["following"], reduction="none")
     weight = weights[batch["kinds"]]
@@ -272,23 +347,40 @@ def said(step, pairs, losses, norm, start):
     loss, verdict, text = (round(one.item(), 4) for one in losses)
     if not math.isfinite(loss):
         raise WorkFailed(f"the loss is {loss} at step {step}; lower the rate: --set lr=1e-3")
-    return {"step": step, "pairs": pairs, "loss": loss, "verdict_loss": verdict, "text_loss": text, "grad_norm": round(float(norm), 3),
-            "seconds": round(time.perf_counter() - start, 1), "said": f"loss {loss:.3f}, verdict {verdict:.3f}, text {text:.3f}"}
+    return {
+        "step": step,
+        "pairs": pairs,
+        "loss": loss,
+        "verdict_loss": verdict,
+        "text_loss": text,
+        "grad_norm": round(float(norm), 3),
+        "seconds": round(time.perf_counter() - start, 1),
+        "said": f"loss {loss:.3f}, verdict {verdict:.3f}, text {text:.3f}",
+    }
 
 
 def speed_facts(model, plan, first, tokens, steps, log):
-    """Tokens a second without the start-up, and the share of the GPU's measured matrix rate that the model's own operations make."""
+    """Tokens a second without the start-up, and the share of the GPU's measured matrix rate that the model's own
+    operations make.
+    """
     import torch
 
     seconds = time.perf_counter() - first[0]
     rate = (tokens - first[1]) / max(seconds, 1e-9)
     flops = 6 * sum(p.numel() for p in model.parameters()) + 6 * plan.layers * plan.width * tokens / plan.pairs
     peak = measured_flops_per_s()
-    return {"steps": steps, "tokens": tokens, "tokens_per_s": round(rate), "train_s": log[-1]["seconds"],
-            "flops_per_token": round(flops), "model_flops_utilisation": round(rate * flops / peak, 4), "matrix_flops_per_s": round(peak),
-            "precision": "bfloat16 autocast" if model.device.type == "cuda" else "float32",
-            "log": [{key: entry[key] for key in entry if key != "said"} for entry in log[::4]],
-            "peak_gpu_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None}
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "tokens_per_s": round(rate),
+        "train_s": log[-1]["seconds"],
+        "flops_per_token": round(flops),
+        "model_flops_utilisation": round(rate * flops / peak, 4),
+        "matrix_flops_per_s": round(peak),
+        "precision": "bfloat16 autocast" if model.device.type == "cuda" else "float32",
+        "log": [{key: entry[key] for key in entry if key != "said"} for entry in log[::4]],
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None,
+    }
 
 
 def save(model, out):
@@ -304,14 +396,22 @@ def save(model, out):
 def held_out_scores(task, out, n_rows):
     """Temperature from validation rows, then accuracy and calibration on other rows; both of the held-out pool."""
     config = load_config(CONFIG)
-    (out / calibrate.FILE).unlink(missing_ok=True)
+    (out / calibration.FILE).unlink(missing_ok=True)
     engine = hf.load(str(out), task, config)
     validation, held_out = (held_out_rows(task, n_rows, seed) for seed in (VALIDATION_SEED, HELD_OUT_SEED))
-    fitted = calibrate.store(out, verdicts(engine, task, validation), [row["output"][task.label_key] for row in validation], task.labels,
-                             f"{n_rows:,} synthetic pairs, seed {VALIDATION_SEED}, test pool")
+    fitted = calibration.store(
+        out,
+        verdicts(engine, task, validation),
+        [row["output"][task.label_key] for row in validation],
+        task.labels,
+        f"{n_rows:,} synthetic pairs, seed {VALIDATION_SEED}, test pool",
+    )
     engine.temperature = fitted["temperature"]
     found = verdicts(engine, task, held_out)
-    return scores_of(found, [row["output"][task.label_key] for row in held_out], task) | {"temperature": fitted["temperature"], "rows": n_rows}
+    return scores_of(found, [row["output"][task.label_key] for row in held_out], task) | {
+        "temperature": fitted["temperature"],
+        "rows": n_rows,
+    }
 
 
 def held_out_rows(task, n, seed):
@@ -333,11 +433,20 @@ def scores_of(found, labels, task):
 
     shares = np.array([[row[label] for label in task.labels] for row in found])
     truth = np.array([task.labels.index(label) for label in labels])
-    told, sure = shares.argmax(1), shares.max(1)
+    told = shares.argmax(1)
+    sure = shares.max(1)
     bins = np.minimum((sure * 10).astype(int), 9)
-    gaps = [abs(np.mean(told[bins == b] == truth[bins == b]) - np.mean(sure[bins == b])) * np.mean(bins == b) for b in range(10) if (bins == b).any()]
-    return {"accuracy": float(np.mean(told == truth)), "macro_f1": float(f1_score(truth, told, average="macro")), "ece": float(sum(gaps)),
-            "log_loss": float(-np.mean(np.log(np.clip(shares[np.arange(len(truth)), truth], 1e-12, 1))))}
+    gaps = [
+        abs(np.mean(told[bins == b] == truth[bins == b]) - np.mean(sure[bins == b])) * np.mean(bins == b)
+        for b in range(10)
+        if (bins == b).any()
+    ]
+    return {
+        "accuracy": float(np.mean(told == truth)),
+        "macro_f1": float(f1_score(truth, told, average="macro")),
+        "ece": float(sum(gaps)),
+        "log_loss": float(-np.mean(np.log(np.clip(shares[np.arange(len(truth)), truth], 1e-12, 1)))),
+    }
 
 
 def write_card(out):

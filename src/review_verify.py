@@ -1,18 +1,21 @@
-"""Check that what stewards decided is as it was written: python src/review_verify.py --decisions reviews/decisions.jsonl
+"""Check that what stewards decided is as it was written: python src/review_verify.py --decisions
+reviews/decisions.jsonl
 
-The chain shows a changed, lost, moved or added line. Lines cut off at the end, or a file written anew from its beginning, it shows with --last_hash: a
-hash that an earlier check told and that was kept elsewhere.
+The chain shows a changed, lost, moved or added line. Lines cut off at the end, or a file written anew from its
+beginning, it shows with --last_hash: a hash that an earlier check told and that was kept elsewhere.
 """
 
 import argparse
 
-import decisions
 from common import WorkFailed, existing_file, run
+from service.review import decisions
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--decisions", default="reviews/decisions.jsonl", help="the file to check (default reviews/decisions.jsonl)")
+    parser.add_argument(
+        "--decisions", default="reviews/decisions.jsonl", help="the file to check (default reviews/decisions.jsonl)"
+    )
     parser.add_argument("--last_hash", help="hash that must be in the file, from an earlier check")
     args = parser.parse_args()
     path = existing_file(args.decisions, "the review page writes it; make serve starts it")
@@ -22,8 +25,14 @@ def main():
         raise WorkFailed(f"{path} is not what was written:\n  " + "\n  ".join(found[:20]) + more)
     entries = list(decisions.read(path))
     if args.last_hash and args.last_hash not in {entry["hash"] for entry in entries}:
-        raise WorkFailed(f"{path}: no decision has the hash {args.last_hash[:12]}...: lines were cut off at the end, or all were written anew")
-    print(f"{path}: {len(entries):,} decisions, each follows the one before; {len(decisions.standing(entries)):,} pairs are decided")
+        raise WorkFailed(
+            f"{path}: no decision has the hash {args.last_hash[:12]}...: lines were cut off at the end, or all were "
+            "written anew"
+        )
+    print(
+        f"{path}: {len(entries):,} decisions, each follows the one before; {len(decisions.standing(entries)):,} pairs "
+        "are decided"
+    )
     if entries:
         print(f"the last one's hash, to keep elsewhere: {entries[-1]['hash']}")
 

@@ -1,5 +1,7 @@
 """Labelled rows: what a row must be, and every line that is not one, by number."""
 
+import sys
+
 import jsonschema
 
 from common import UserError, existing_file, parse_json, read_lines
@@ -24,7 +26,9 @@ class Problems(list):
             self.stop(f"{len(self):,} problem(s) in {source}")
 
     def stop(self, headline):
-        raise UserError("\n".join([*self, f"{headline}; nothing was written. Mend these lines or take them out, then run again"]))
+        raise UserError(
+            "\n".join([*self, f"{headline}; nothing was written. Mend these lines or take them out, then run again"])
+        )
 
 
 def checked_rows(source, task, problems):
@@ -58,11 +62,16 @@ def row_checker(task):
 
     def check(line):
         if isinstance(line, UnicodeDecodeError):
-            raise ValueError(f"not UTF-8 (byte {line.object[line.start]:#04x} at column {line.start + 1}); save the file as UTF-8")
+            raise ValueError(
+                f"not UTF-8 (byte {line.object[line.start]:#04x} at column {line.start + 1}); save the file as UTF-8"
+            )
         if not line.strip():
             return None
         row = parse_line(line)
-        problems = row_problems(row) or [*check_case(row["input"]), *map(answer_problem, sorted(schema.iter_errors(row["output"]), key=str))]
+        problems = row_problems(row) or [
+            *check_case(row["input"]),
+            *map(answer_problem, sorted(schema.iter_errors(row["output"]), key=str)),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return row
@@ -84,7 +93,8 @@ def parse_line(line):
 
 def n_levels(value):
     """How deep objects and lists are nested in one another."""
-    level, n = [value], 0
+    level = [value]
+    n = 0
     while level := [item for item in level if isinstance(item, dict | list)]:
         level = [item for holder in level for item in (holder.values() if isinstance(holder, dict) else holder)]
         n += 1
@@ -95,10 +105,17 @@ def row_problems(row):
     """What is wrong with a row's own keys, before its input and output are looked at."""
     if not isinstance(row, dict):
         return [f"a JSON object was expected, found {type(row).__name__}"]
-    problems = [f"no key {key!r}; a row is {{\"input\": ..., \"output\": ...}}" for key in ("input", "output") if key not in row]
-    problems += [f"unknown key {key!r}; a row may hold {', '.join(sorted(ROW_KEYS))}" for key in sorted(row.keys() - ROW_KEYS)]
-    problems += [f"{key!r} must be text or a whole number, found {row[key]!r}" for key in ("id", "group")
-                 if key in row and (not isinstance(row[key], str | int) or isinstance(row[key], bool) or row[key] == "")]
+    problems = [
+        f'no key {key!r}; a row is {{"input": ..., "output": ...}}' for key in ("input", "output") if key not in row
+    ]
+    problems += [
+        f"unknown key {key!r}; a row may hold {', '.join(sorted(ROW_KEYS))}" for key in sorted(row.keys() - ROW_KEYS)
+    ]
+    problems += [
+        f"{key!r} must be text or a whole number, found {row[key]!r}"
+        for key in ("id", "group")
+        if key in row and (not isinstance(row[key], str | int) or isinstance(row[key], bool) or row[key] == "")
+    ]
     return problems
 
 
@@ -113,4 +130,43 @@ def answer_problem(error):
 
 
 def clipped(text):
-    return text if len(text) <= MOST_LETTERS_SHOWN else f"{text[:MOST_LETTERS_SHOWN // 2]} ... {text[-MOST_LETTERS_SHOWN // 2:]}"
+    return (
+        text
+        if len(text) <= MOST_LETTERS_SHOWN
+        else f"{text[: MOST_LETTERS_SHOWN // 2]} ... {text[-MOST_LETTERS_SHOWN // 2 :]}"
+    )
+
+
+def pairs_from_file(pairs, task):
+    """The pairs of a file or of standard input; every wrong line is named."""
+    lines = enumerate(sys.stdin, 1) if pairs == "-" else read_lines(existing_file(pairs))
+    found = []
+    problems = []
+    for number, line in lines:
+        where = f"{pairs}:{number}"
+        if isinstance(line, Exception):
+            problems.append(f"{where}: not UTF-8 text")
+        elif line.strip():
+            try:
+                row = parsed_value(where, line)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            named = {"id": row.pop("id")} if isinstance(row, dict) and "id" in row else {}
+            case = row["input"] if isinstance(row, dict) and "input" in row else row
+            found.append((named, case))
+            problems += [f"{where}: {problem}" for problem in task.module("data").check_case(case)]
+    if problems:
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        what = "1 line is not a pair" if len(problems) == 1 else f"{len(problems)} lines are not pairs"
+        raise UserError(f"{what} of records:\n  " + "\n  ".join(problems[:20]) + more)
+    if not found:
+        raise UserError(f'{pairs}: no pair in it; one {{"record1": {{...}}, "record2": {{...}}}} a line')
+    return found
+
+
+def parsed_value(where, text):
+    try:
+        return parse_json(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from error

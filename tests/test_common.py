@@ -1,4 +1,6 @@
-"""What every step leans on: one serialisation, files whole or not at all, names that stay, and scripts that start at once."""
+"""What every step leans on: one serialisation, files whole or not at all, names that stay, and scripts that start at
+once.
+"""
 
 import hashlib
 import json
@@ -14,13 +16,40 @@ import pytest
 import common
 from common import UserError, parse_json, read_json, read_jsonl, row_id, to_json, write_json, write_text, written_whole
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").glob("*.py"))
-SUBCLASSES = ("trainer", "muon")    # of a model library's own class; imported by steps that have loaded it
+SUBCLASSES = ("trainer", "muon")  # of a model library's own class; imported by steps that have loaded it
 SCRIPTS = [path for path in SOURCES if "argparse" in path.read_text(encoding="utf-8")]
-CONTROL = ["<|im_end|>", "<|eot_id|>", "[INST]", "[/INST]", "[TOOL_CALLS]", "</s>", "<s>", "<0x0A>", "<|im_\u0073tart|>", "<<SYS>>", "[[x]]"]
-NASTY = [*CONTROL, '"', "\\", '\\"', '"<"', '\\\\"[', "\n\r\t\x00\x1f\x7f", "\ud800", "\udfff<", "a\ud83d",
-         "😀é\u2028\u2029", "\\u003c", "", "]", ">"]
+CONTROL = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "[INST]",
+    "[/INST]",
+    "[TOOL_CALLS]",
+    "</s>",
+    "<s>",
+    "<0x0A>",
+    "<|im_\u0073tart|>",
+    "<<SYS>>",
+    "[[x]]",
+]
+NASTY = [
+    *CONTROL,
+    '"',
+    "\\",
+    '\\"',
+    '"<"',
+    '\\\\"[',
+    "\n\r\t\x00\x1f\x7f",
+    "\ud800",
+    "\udfff<",
+    "a\ud83d",
+    "😀é\u2028\u2029",
+    "\\u003c",
+    "",
+    "]",
+    ">",
+]
 
 
 # ---- one serialisation
@@ -32,7 +61,9 @@ def test_a_string_round_trips_and_opens_no_control_token(text):
         written = to_json(value)
         assert json.loads(written) == value
         written.encode("utf-8")
-        inside = "".join(part for at, part in enumerate(written.replace("\\\\", "").replace('\\"', "").split('"')) if at % 2)
+        inside = "".join(
+            part for at, part in enumerate(written.replace("\\\\", "").replace('\\"', "").split('"')) if at % 2
+        )
         assert "<" not in inside and "[" not in inside
 
 
@@ -54,10 +85,25 @@ def test_the_serialisation_is_compact_and_keeps_letters_readable():
 # ---- strict reading
 
 
-@pytest.mark.parametrize("text",
-                         ["", "NaN", '{"a": Infinity}', "[-Infinity]", "1e999", '[{"a": -1e400}]', '{"a": 1, "a": 1}',
-                          '{"x": {"a": 1, "b": 2, "a": 3}}',
-                                  "{'a': 1}", '{"a": 1,}', "1 2", '"\n"', "01", "[" * 3 + "]" * 2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "NaN",
+        '{"a": Infinity}',
+        "[-Infinity]",
+        "1e999",
+        '[{"a": -1e400}]',
+        '{"a": 1, "a": 1}',
+        '{"x": {"a": 1, "b": 2, "a": 3}}',
+        "{'a': 1}",
+        '{"a": 1,}',
+        "1 2",
+        '"\n"',
+        "01",
+        "[" * 3 + "]" * 2,
+    ],
+)
 def test_parse_json_refuses(text):
     with pytest.raises(ValueError):
         parse_json(text)
@@ -72,8 +118,12 @@ def test_parse_json_takes_what_is_json():
 def test_broken_files_are_named(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n\xff\n')
     (tmp_path / "deep.json").write_text("[" * 100_000)
-    for read, name, words in ((read_jsonl, "x.jsonl", "x.jsonl:2: "), (read_json, "deep.json", "deep.json"), (read_json, "x.jsonl", "not JSON"),
-                              (read_json, "none", "no such file")):
+    for read, name, words in (
+        (read_jsonl, "x.jsonl", "x.jsonl:2: "),
+        (read_json, "deep.json", "deep.json"),
+        (read_json, "x.jsonl", "not JSON"),
+        (read_json, "none", "no such file"),
+    ):
         with pytest.raises(UserError, match=words):
             read(tmp_path / name)
 
@@ -82,7 +132,8 @@ def test_broken_files_are_named(tmp_path):
 
 
 def test_written_whole_leaves_nothing_and_keeps_the_old_file(tmp_path):
-    old, new = tmp_path / "old.txt", tmp_path / "sub" / "new.txt"
+    old = tmp_path / "old.txt"
+    new = tmp_path / "sub" / "new.txt"
     old.write_text("old")
     for error in (ValueError, KeyboardInterrupt, SystemExit, OSError):
         with pytest.raises(error), written_whole(old, new) as (first, second):
@@ -135,19 +186,24 @@ def test_manifest_paths_say_nothing_about_the_machine():
 
 
 def test_peak_memory_is_the_process_s_own():
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import common; print(common.peak_memory_bytes())"
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r}); import common; print(manifest.peak_memory_bytes())"
     ballast = b"x" * 300_000_000
     found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 2e6 < found < 1e8 < len(ballast)
 
 
-@pytest.mark.parametrize("error, code, words", [
-    (UserError("x: wrong"), 2, "error: x: wrong"), (common.WorkFailed("no"), 1, "failed: no"), (KeyboardInterrupt(), 130, "stopped"),
-    (OSError(28, "No space left on device", "f"), 2, "error: f: no space left"), (RuntimeError("native: No space left on device"), 2,
-     "error: no space left"),
-    (FileNotFoundError(2, "No such file", "f"), 2, "error: f: no such file"), (PermissionError(13, "Permission denied", "f"), 2,
-     "error: f: Permission denied"),
-])
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (UserError("x: wrong"), 2, "error: x: wrong"),
+        (common.WorkFailed("no"), 1, "failed: no"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (OSError(28, "No space left on device", "f"), 2, "error: f: no space left"),
+        (RuntimeError("native: No space left on device"), 2, "error: no space left"),
+        (FileNotFoundError(2, "No such file", "f"), 2, "error: f: no such file"),
+        (PermissionError(13, "Permission denied", "f"), 2, "error: f: Permission denied"),
+    ],
+)
 def test_exit_codes(error, code, words, capsys):
     def main():
         raise error
@@ -191,5 +247,7 @@ def test_help_answers_at_once(path, tmp_path):
 def test_importing_a_step_loads_no_model_library(path):
     heavy = {"torch", "transformers", "peft", "trl", "datasets", "sklearn", "splink"}
     code = f"import sys, {path.stem}; print(sorted({heavy} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    )
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr

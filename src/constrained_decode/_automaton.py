@@ -1,8 +1,9 @@
-"""An answer's JSON Schema as an automaton over bytes: every path through it is an answer in the project's one serialisation.
+"""An answer's JSON Schema as an automaton over bytes: every path through it is an answer in the project's one
+serialisation.
 
-Keys stand in the schema's order, nothing is written between tokens of JSON, and a string holds what `common.to_json` would write: no control
-characters, no raw `<` or `[` that a control token could be spelled with. Characters are counted where they begin, so that a counter beside
-the state keeps a string within its bounds.
+Keys stand in the schema's order, nothing is written between tokens of JSON, and a string holds what `common.to_json`
+would write: no control characters, no raw `<` or `[` that a control token could be spelled with. Characters are counted
+where they begin, so that a counter beside the state keeps a string within its bounds.
 """
 
 import math
@@ -12,38 +13,56 @@ import jsonschema
 
 from common import UserError, to_json
 
-ANNOTATIONS = frozenset("$schema $id $anchor $comment $defs definitions title description default examples deprecated readOnly writeOnly".split())
-# A keyword that speaks about another kind of value says nothing, so all are let through; `number_bounds` refuses what only whole numbers keep.
-HONOURED = frozenset("""type enum const properties required additionalProperties items minItems maxItems minLength maxLength
-                     minimum maximum exclusiveMinimum exclusiveMaximum""".split())
-MOST_DIGITS = 15        # of a number before its point: what a float holds exactly
+ANNOTATIONS = frozenset(
+    "$schema $id $anchor $comment $defs definitions title description default examples deprecated readOnly writeOnly".split()
+)
+# A keyword that speaks about another kind of value says nothing, so all are let through; `number_bounds` refuses what
+# only whole numbers keep.
+HONOURED = frozenset(
+    """type enum const properties required additionalProperties items minItems maxItems minLength maxLength
+                     minimum maximum exclusiveMinimum exclusiveMaximum""".split()
+)
+MOST_DIGITS = 15  # of a number before its point: what a float holds exactly
 MOST_DECIMALS = 6
 MOST_STATES = 20_000
-UNBOUNDED = 30_000      # characters; the token budget ends such a string earlier
+UNBOUNDED = 30_000  # characters; the token budget ends such a string earlier
 DEEPEST = 32
 CONTENT = frozenset(range(0x20, 0x7F)) - frozenset(b'"\\<[')
 ESCAPES = (b'"', b"\\", b"u003c", b"u005b")
-# Lead bytes and the range of the byte behind them: whole characters only, no overlong forms, no surrogates, no C1 controls.
-LEADS = [((0xC2,), (0xA0, 0xBF), 0), (range(0xC3, 0xE0), (0x80, 0xBF), 0), ((0xE0,), (0xA0, 0xBF), 1), (range(0xE1, 0xED), (0x80, 0xBF), 1),
-         ((0xED,), (0x80, 0x9F), 1), (range(0xEE, 0xF0), (0x80, 0xBF), 1), ((0xF0,), (0x90, 0xBF), 2), (range(0xF1, 0xF4), (0x80, 0xBF), 2),
-         ((0xF4,), (0x80, 0x8F), 2)]
+# Lead bytes and the range of the byte behind them: whole characters only, no overlong forms, no surrogates, no C1
+# controls.
+LEADS = [
+    ((0xC2,), (0xA0, 0xBF), 0),
+    (range(0xC3, 0xE0), (0x80, 0xBF), 0),
+    ((0xE0,), (0xA0, 0xBF), 1),
+    (range(0xE1, 0xED), (0x80, 0xBF), 1),
+    ((0xED,), (0x80, 0x9F), 1),
+    (range(0xEE, 0xF0), (0x80, 0xBF), 1),
+    ((0xF0,), (0x90, 0xBF), 2),
+    (range(0xF1, 0xF4), (0x80, 0xBF), 2),
+    ((0xF4,), (0x80, 0x8F), 2),
+]
 
 
 @dataclass
 class Automaton:
     """State 0 is nowhere: what leads there is no answer."""
 
-    edges: list = field(default_factory=lambda: [{}])       # of each state: byte -> state
+    edges: list = field(default_factory=lambda: [{}])  # of each state: byte -> state
     final: list = field(default_factory=lambda: [False])
-    string: list = field(default_factory=lambda: [0])       # the number of the string that a state stands in; 0 outside
-    choices: list = field(default_factory=lambda: [()])     # the values that are still open, where an enum is being decided
-    bounds: list = field(default_factory=lambda: [(0, UNBOUNDED)])    # (fewest, most) characters of each string
-    content: list = field(default_factory=lambda: [0])      # the state of each string in which a character may begin
+    string: list = field(default_factory=lambda: [0])  # the number of the string that a state stands in; 0 outside
+    choices: list = field(
+        default_factory=lambda: [()]
+    )  # the values that are still open, where an enum is being decided
+    bounds: list = field(default_factory=lambda: [(0, UNBOUNDED)])  # (fewest, most) characters of each string
+    content: list = field(default_factory=lambda: [0])  # the state of each string in which a character may begin
     start: int = 0
 
     def add(self, edges=(), final=False, string=0, choices=()):
         if len(self.edges) > MOST_STATES:
-            raise UserError(f"the schema allows too many forms (over {MOST_STATES:,} states); lower its maxItems or its nesting")
+            raise UserError(
+                f"the schema allows too many forms (over {MOST_STATES:,} states); lower its maxItems or its nesting"
+            )
         self.edges.append(dict(edges))
         self.final.append(final)
         self.string.append(string)
@@ -57,7 +76,8 @@ class Automaton:
 
     def step(self, state, counter, byte):
         """(the state behind one more byte, 0 where it leads nowhere; the characters of the string that it stands in)."""
-        inside, target = self.string[state], self.edges[state].get(byte, 0)
+        inside = self.string[state]
+        target = self.edges[state].get(byte, 0)
         return target, counter + self.begins_character(state, byte) if inside and self.string[target] == inside else 0
 
 
@@ -76,20 +96,31 @@ class Builder:
     """Built from the end: each part knows the state that follows it."""
 
     def __init__(self, root):
-        self.root, self.automaton, self.unions = root, Automaton(), {}
+        self.root = root
+        self.automaton = Automaton()
+        self.unions = {}
 
     def value(self, schema, after, path, depth):
         """The state in which a value of this schema begins, that leads to `after`."""
         if depth > DEEPEST:
-            raise UserError(f"{path or '/'}: nested deeper than {DEEPEST}, or a schema that refers to itself; it has no longest answer")
+            raise UserError(
+                f"{path or '/'}: nested deeper than {DEEPEST}, or a schema that refers to itself; it has no longest "
+                "answer"
+            )
         if not isinstance(schema, dict):
-            raise UserError(f"{path or '/'}: {to_json(schema)} allows {'anything' if schema else 'nothing'}; name a type, an enum or a const")
+            raise UserError(
+                f"{path or '/'}: {to_json(schema)} allows {'anything' if schema else 'nothing'}; name a type, an enum "
+                "or a const"
+            )
         if "$ref" in schema:
             self.only(schema, {"$ref"}, path)
             return self.value(self.referred(schema["$ref"], path), after, path, depth + 1)
         if "anyOf" in schema:
             self.only(schema, {"anyOf"}, path)
-            return self.union([self.value(one, after, f"{path}/anyOf/{at}", depth + 1) for at, one in enumerate(schema["anyOf"])], path)
+            return self.union(
+                [self.value(one, after, f"{path}/anyOf/{at}", depth + 1) for at, one in enumerate(schema["anyOf"])],
+                path,
+            )
         if "enum" in schema or "const" in schema:
             return self.one_of(schema, after, path)
         self.only(schema, HONOURED, path)
@@ -102,7 +133,9 @@ class Builder:
         """Refuse a keyword that says something which this automaton does not keep."""
         for keyword in schema:
             if keyword not in allowed and keyword not in ANNOTATIONS and keyword in KNOWN:
-                raise UserError(f"{path}/{keyword}: cannot be kept while decoding; remove it, or check it after decoding")
+                raise UserError(
+                    f"{path}/{keyword}: cannot be kept while decoding; remove it, or check it after decoding"
+                )
 
     def referred(self, reference, path):
         found = self.root
@@ -124,12 +157,17 @@ class Builder:
             return self.union(self.integers(*integer_bounds(schema, path), lambda last: after), path)
         if kind == "number":
             return self.union(self.numbers(*number_bounds(schema, path), after), path)
-        return self.union([self.text(word, after) for word in ("true", "false")] if kind == "boolean" else [self.text("null", after)], path)
+        return self.union(
+            [self.text(word, after) for word in ("true", "false")] if kind == "boolean" else [self.text("null", after)],
+            path,
+        )
 
     def one_of(self, schema, after, path):
         """A choice of whole values; those that the rest of the schema forbids are not among them."""
         check = jsonschema.Draft202012Validator(schema)
-        values = [value for value in (schema["enum"] if "enum" in schema else [schema["const"]]) if check.is_valid(value)]
+        values = [
+            value for value in (schema["enum"] if "enum" in schema else [schema["const"]]) if check.is_valid(value)
+        ]
         if not values:
             raise UserError(f"{path}/enum: the rest of the schema allows none of these values")
         return self.trie(list(dict.fromkeys(to_json(value).encode() for value in values)), after)
@@ -138,7 +176,10 @@ class Builder:
         """The words sharing their beginnings; while more than one is open the state says which."""
         if words == [b""]:
             return after
-        edges = {byte: self.trie([word[1:] for word in words if word[:1] == bytes([byte])], after) for byte in dict.fromkeys(word[0] for word in words if word)}
+        edges = {
+            byte: self.trie([word[1:] for word in words if word[:1] == bytes([byte])], after)
+            for byte in dict.fromkeys(word[0] for word in words if word)
+        }
         state = self.automaton.add(edges, choices=tuple(words) if len(words) > 1 else ())
         return self.union([after, state], "") if b"" in words else state
 
@@ -160,37 +201,53 @@ class Builder:
     def united(self, states, path):
         a = self.automaton
         if any(a.string[state] for state in states):
-            raise UserError(f"{path or '/'}: a free string and another value begin alike here; the automaton cannot tell which one is being written")
+            raise UserError(
+                f"{path or '/'}: a free string and another value begin alike here; the automaton cannot tell which one "
+                "is being written"
+            )
         edges = {}
         for state in states:
             for byte, target in a.edges[state].items():
                 edges.setdefault(byte, []).append(target)
         choices = tuple(dict.fromkeys(word for state in states for word in a.choices[state]))
-        return a.add({byte: self.union(targets, path) for byte, targets in edges.items()}, any(a.final[state] for state in states), choices=choices)
+        return a.add(
+            {byte: self.union(targets, path) for byte, targets in edges.items()},
+            any(a.final[state] for state in states),
+            choices=choices,
+        )
 
     def object(self, schema, after, path, depth):
-        properties, required = schema.get("properties", {}), schema.get("required", [])
+        properties = schema.get("properties", {})
+        required = schema.get("required", [])
         for name in required:
             if name not in properties:
-                raise UserError(f"{path}/required: {name!r} is not among the properties, so its value could be anything")
+                raise UserError(
+                    f"{path}/required: {name!r} is not among the properties, so its value could be anything"
+                )
         end = self.text("}", after)
-        # What may follow when something has been written already, and when nothing has: built from the last key to the first.
-        later, first = end, end
+        # What may follow when something has been written already, and when nothing has: built from the last key to the
+        # first.
+        later = end
+        first = end
         for name, inner in reversed(properties.items()):
             named = self.text(f"{to_json(name)}:", self.value(inner, later, f"{path}/properties/{name}", depth + 1))
-            begin_later, begin_first = self.text(",", named), 0 if self.is_preceded(name, properties, required) else named
+            begin_later = self.text(",", named)
+            begin_first = 0 if self.is_preceded(name, properties, required) else named
             if name in required:
-                later, first = begin_later, begin_first or first
+                later = begin_later
+                first = begin_first or first
             else:
-                later, first = self.union([later, begin_later], path), self.union([first, begin_first], path) if begin_first else first
+                later = self.union([later, begin_later], path)
+                first = self.union([first, begin_first], path) if begin_first else first
         return self.text("{", first)
 
     def is_preceded(self, name, properties, required):
         """Whether a required key always stands before this one."""
-        return any(other in required for other in list(properties)[:list(properties).index(name)])
+        return any(other in required for other in list(properties)[: list(properties).index(name)])
 
     def array(self, schema, after, path, depth):
-        fewest, most = schema.get("minItems", 0), schema.get("maxItems")
+        fewest = schema.get("minItems", 0)
+        most = schema.get("maxItems")
         if most is None:
             raise UserError(f"{path}: an array without maxItems has no longest answer; add maxItems")
         if "items" not in schema and most:
@@ -207,7 +264,9 @@ class Builder:
 
     def text_value(self, schema, after, path):
         """A free string between its bounds."""
-        a, (fewest, most) = self.automaton, (schema.get("minLength", 0), min(schema.get("maxLength", UNBOUNDED), UNBOUNDED))
+        a = self.automaton
+        fewest = schema.get("minLength", 0)
+        most = min(schema.get("maxLength", UNBOUNDED), UNBOUNDED)
         if fewest > most:
             raise UserError(f"{path}/minLength: {fewest} is more than the {most} characters that fit")
         number = len(a.bounds)
@@ -229,8 +288,11 @@ class Builder:
         first = self.trie(list(ESCAPES), content)
         waiting = [first]
         for state in waiting:
-            self.automaton.string[state], self.automaton.choices[state] = number, ()
-            waiting += [target for target in self.automaton.edges[state].values() if target != content and target not in waiting]
+            self.automaton.string[state] = number
+            self.automaton.choices[state] = ()
+            waiting += [
+                target for target in self.automaton.edges[state].values() if target != content and target not in waiting
+            ]
         return first
 
     def integers(self, low, high, then):
@@ -246,7 +308,8 @@ class Builder:
         """One state a number of digits."""
         found = []
         for n in range(len(str(low)), len(str(high)) + 1):
-            first, last = max(low, 10 ** (n - 1) if n > 1 else 0), min(high, 10**n - 1)
+            first = max(low, 10 ** (n - 1) if n > 1 else 0)
+            last = min(high, 10**n - 1)
             found.append(self.digits(str(first), str(last), last == high, then, {}))
         return found
 
@@ -256,10 +319,15 @@ class Builder:
             return then(is_top)
         key = (low, high, is_top)
         if key not in known:
-            edges, zeros, nines = {}, "0" * (len(low) - 1), "9" * (len(low) - 1)
+            edges = {}
+            zeros = "0" * (len(low) - 1)
+            nines = "9" * (len(low) - 1)
             for digit in range(int(low[0]), int(high[0]) + 1):
-                at_low, at_high = digit == int(low[0]), digit == int(high[0])
-                edges[ord(str(digit))] = self.digits(low[1:] if at_low else zeros, high[1:] if at_high else nines, is_top and at_high, then, known)
+                at_low = digit == int(low[0])
+                at_high = digit == int(high[0])
+                edges[ord(str(digit))] = self.digits(
+                    low[1:] if at_low else zeros, high[1:] if at_high else nines, is_top and at_high, then, known
+                )
             known[key] = self.automaton.add(edges)
         return known[key]
 
@@ -268,13 +336,21 @@ class Builder:
         decimals = after
         for at in range(MOST_DECIMALS):
             digits = dict.fromkeys(b"0123456789", decimals)
-            decimals = self.union([self.automaton.add(digits), after], "") if at < MOST_DECIMALS - 1 else self.automaton.add(digits)
+            decimals = (
+                self.union([self.automaton.add(digits), after], "")
+                if at < MOST_DECIMALS - 1
+                else self.automaton.add(digits)
+            )
         point = self.union([after, self.automaton.add({ord("."): decimals})], "")
         found = self.natural(max(low, 0), high, lambda is_top: after if is_top else point) if high >= 0 else []
         if low < 0:
             # Below nought the fraction leads away from it: -0.5 begins like nought and lies under it.
             least = -high if high < 0 else 0
-            found.append(self.automaton.add({ord("-"): self.union(self.natural(least, -low, lambda is_top: after if is_top else point), "")}))
+            found.append(
+                self.automaton.add(
+                    {ord("-"): self.union(self.natural(least, -low, lambda is_top: after if is_top else point), "")}
+                )
+            )
         return found
 
 
@@ -284,8 +360,14 @@ KNOWN = frozenset(jsonschema.Draft202012Validator.VALIDATORS) | {"minContains", 
 def integer_bounds(schema, path):
     """(least, greatest) whole number."""
     widest = 10**MOST_DIGITS - 1
-    low = max(math.ceil(schema.get("minimum", -widest)), math.floor(schema["exclusiveMinimum"]) + 1 if "exclusiveMinimum" in schema else -widest)
-    high = min(math.floor(schema.get("maximum", widest)), math.ceil(schema["exclusiveMaximum"]) - 1 if "exclusiveMaximum" in schema else widest)
+    low = max(
+        math.ceil(schema.get("minimum", -widest)),
+        math.floor(schema["exclusiveMinimum"]) + 1 if "exclusiveMinimum" in schema else -widest,
+    )
+    high = min(
+        math.floor(schema.get("maximum", widest)),
+        math.ceil(schema["exclusiveMaximum"]) - 1 if "exclusiveMaximum" in schema else widest,
+    )
     return checked_bounds(low, high, widest, path)
 
 
@@ -293,10 +375,15 @@ def number_bounds(schema, path):
     widest = 10**MOST_DIGITS - 1
     for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if keyword in schema:
-            raise UserError(f"{path}/{keyword}: cannot be kept while decoding a number; remove it, or check it after decoding")
+            raise UserError(
+                f"{path}/{keyword}: cannot be kept while decoding a number; remove it, or check it after decoding"
+            )
     for keyword in ("minimum", "maximum"):
         if schema.get(keyword, 0) != int(schema.get(keyword, 0)):
-            raise UserError(f"{path}/{keyword}: {schema[keyword]} is not a whole number, and only those can be kept while decoding; widen it")
+            raise UserError(
+                f"{path}/{keyword}: {schema[keyword]} is not a whole number, and only those can be kept while "
+                "decoding; widen it"
+            )
     return checked_bounds(int(schema.get("minimum", -widest)), int(schema.get("maximum", widest)), widest, path)
 
 
@@ -309,11 +396,14 @@ def checked_bounds(low, high, widest, path):
 
 
 def closed(automaton, text):
-    """A text that was cut off, ended in the shortest way that fits the schema; None where it left the schema's path or had not decided its enum.
+    """A text that was cut off, ended in the shortest way that fits the schema; None where it left the schema's path or
+    had not decided its enum.
 
     Spaces between the parts of the JSON are dropped, half a character or half an escape at the end too.
     """
-    state, counter, last = automaton.start, 0, None
+    state = automaton.start
+    counter = 0
+    last = None
     written = bytearray()
     for byte in text.encode("utf-8", "surrogatepass"):
         inside = automaton.string[state]
@@ -322,7 +412,8 @@ def closed(automaton, text):
         target, counted = automaton.step(state, counter, byte)
         if not target or counted > automaton.bounds[automaton.string[target]][1]:
             break
-        state, counter = target, counted
+        state = target
+        counter = counted
         written.append(byte)
         if not automaton.string[state] or state == automaton.content[automaton.string[state]]:
             last = (state, counter, len(written))
@@ -336,7 +427,8 @@ def closed(automaton, text):
 
 def shortest_ending(automaton, start):
     """The fewest bytes to the end from a state; None where they would decide between values of an enum."""
-    paths, waiting = {start: b""}, [start]
+    paths = {start: b""}
+    waiting = [start]
     for state in waiting:
         if automaton.final[state]:
             return paths[state]

@@ -13,10 +13,13 @@ def read_prompts(model, prompts, n_last):
 
 
 def padded(prompts, device, n_rows=0, width=0):
-    """Prompts' ids and lengths, repeated where more rows or a wider table are wanted; on their way to a GPU that may still be busy."""
+    """Prompts' ids and lengths, repeated where more rows or a wider table are wanted; on their way to a GPU that may
+    still be busy.
+    """
     import torch
 
-    width, prompts = max(width, *map(len, prompts)), prompts + prompts[-1:] * (n_rows - len(prompts))
+    width = max(width, *map(len, prompts))
+    prompts = prompts + prompts[-1:] * (n_rows - len(prompts))
     tables = [prompt + prompt[-1:] * (width - len(prompt)) for prompt in prompts], [len(prompt) for prompt in prompts]
     return [torch.tensor(table, pin_memory=device.type == "cuda").to(device, non_blocking=True) for table in tables]
 
@@ -24,8 +27,12 @@ def padded(prompts, device, n_rows=0, width=0):
 def read(model, ids, lengths, n_last, cache=None):
     import torch
 
-    hidden = model.base_model(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device)[None], past_key_values=cache,
-                              use_cache=cache is not None).last_hidden_state
+    hidden = model.base_model(
+        input_ids=ids,
+        position_ids=torch.arange(ids.shape[1], device=ids.device)[None],
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state
     last = lengths[:, None] - n_last + torch.arange(n_last, device=ids.device)
     return model.get_output_embeddings()(hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1])))
 
@@ -36,7 +43,9 @@ def has_plain_head(model):
 
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     with torch.inference_mode():
-        expected, found = (logits[0, -1].float() for logits in (model(input_ids=ids).logits, read_prompts(model, [[0, 0]], 1)))
+        expected, found = (
+            logits[0, -1].float() for logits in (model(input_ids=ids).logits, read_prompts(model, [[0, 0]], 1))
+        )
     # Weights that are no numbers are found out where verdicts are read.
     return torch.allclose(found, expected, atol=0.02 * expected.abs().amax().item(), rtol=0.0, equal_nan=True)
 
@@ -46,9 +55,13 @@ def check_lengths(prompts, max_new_tokens, most):
     too_long = [at for at, prompt in enumerate(prompts, 1) if len(prompt) + max_new_tokens > (most or float("inf"))]
     if too_long:
         longest = max(len(prompts[at - 1]) for at in too_long)
-        raise UserError(f"{len(too_long):,} of {len(prompts):,} prompts are too long: the longest takes {longest:,} tokens and an answer "
-                        f"{max_new_tokens}, the model reads {most:,}; shorten the records of pair {', '.join(map(str, too_long[:10]))}"
-                        f"{' and others' if len(too_long) > 10 else ''}")
+        raise UserError(
+            f"{len(too_long):,} of {len(prompts):,} prompts are too long: the longest takes {longest:,} tokens and an "
+            "answer "
+            f"{max_new_tokens}, the model reads {most:,}; shorten the records of pair "
+            f"{', '.join(map(str, too_long[:10]))}"
+            f"{' and others' if len(too_long) > 10 else ''}"
+        )
 
 
 def text_of(ids, end_ids, tokenizer):
@@ -62,5 +75,8 @@ def label_shares(logits, branch, temperature):
     """Each row's {label: probability} from the logits where the verdict is decided."""
     shares = logits[:, list(branch.token_of.values())].float().div(temperature).softmax(-1)
     if not shares.isfinite().all():
-        raise UserError("the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set merge.dtype=float32")
+        raise UserError(
+            "the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set "
+            "merge.dtype=float32"
+        )
     return [dict(zip(branch.token_of, row, strict=True)) for row in shares.tolist()]

@@ -1,10 +1,13 @@
 """How a token is drawn, alike on every engine that draws for itself."""
 
-HALVINGS = 20           # of the interval in which the least share that stays lies: its end is a millionth of the largest share wide
+HALVINGS = (
+    20  # of the interval in which the least share that stays lies: its end is a millionth of the largest share wide
+)
 
 
 def drawn(logits, temperature, top_p, noise=None):
-    """A token for each place: the likeliest at temperature 0, else drawn as `generate` draws. It neither sorts nor waits for the host.
+    """A token for each place: the likeliest at temperature 0, else drawn as `generate` draws. It neither sorts nor
+    waits for the host.
 
     noise: numbers of `noise_for`, where they cannot be drawn here.
     """
@@ -28,9 +31,11 @@ def least_kept(shares, top_p):
     """The largest bound above which the shares still come to top_p: those above it are the fewest that do."""
     import torch
 
-    low, high = torch.zeros_like(shares[..., :1]), shares.amax(-1, keepdim=True)
+    low = torch.zeros_like(shares[..., :1])
+    high = shares.amax(-1, keepdim=True)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         suffices = shares.where(shares >= middle, 0.0).sum(-1, keepdim=True) >= top_p
-        low, high = middle.where(suffices, low), high.where(suffices, middle)
+        low = middle.where(suffices, low)
+        high = high.where(suffices, middle)
     return low

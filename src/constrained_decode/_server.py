@@ -12,10 +12,10 @@ import time
 
 from common import WorkFailed, shown_path
 
-READY_WITHIN_S = 900    # a large model read from a slow disk, compiled for the first time
+READY_WITHIN_S = 900  # a large model read from a slow disk, compiled for the first time
 STOPPED_WITHIN_S = 30
 LAST_LINES = 15
-STOPPED = contextvars.ContextVar("stopped", default=None)       # an event after which nobody waits for a server any more
+STOPPED = contextvars.ContextVar("stopped", default=None)  # an event after which nobody waits for a server any more
 
 
 def free_port():
@@ -31,7 +31,9 @@ def running(command, health, log, environment=()):
     print(f"starting {command[2] if command[1] == '-m' else command[0]}; its output is in {log}", flush=True)
     with open(log, "w") as output:
         # A session of its own, so that the processes that it starts end with it.
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(environment), start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(environment), start_new_session=True
+        )
     # Only a program's first thread may say what a signal does.
     signs = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
     before = {sign: signal.signal(sign, leave) for sign in signs}
@@ -58,7 +60,10 @@ def wait_until_ready(server, health, log):
         if stopped and stopped.is_set():
             raise WorkFailed("stopped before the server was ready")
         if server.poll() is not None:
-            raise WorkFailed(f"the server ended with code {server.returncode} before it was ready; the last lines of {log}:\n{last_lines(log)}")
+            raise WorkFailed(
+                f"the server ended with code {server.returncode} before it was ready; the last lines of "
+                f"{log}:\n{last_lines(log)}"
+            )
         with contextlib.suppress(httpx2.HTTPError):
             if httpx2.get(health, timeout=5, trust_env=False).status_code == 200:
                 print(f"ready after {time.monotonic() - start:.0f} s", flush=True)
@@ -92,7 +97,7 @@ def is_gone(server):
     """Whether all of them have ended in time."""
     until = time.monotonic() + STOPPED_WITHIN_S
     while time.monotonic() < until:
-        server.poll()       # an ended process counts as there until its end is read
+        server.poll()  # an ended process counts as there until its end is read
         try:
             os.killpg(server.pid, 0)
         except ProcessLookupError:

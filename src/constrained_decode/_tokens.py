@@ -1,4 +1,5 @@
-"""A tokenizer's vocabulary laid over an automaton: where each token leads from each state, and how few tokens still finish the answer.
+"""A tokenizer's vocabulary laid over an automaton: where each token leads from each state, and how few tokens still
+finish the answer.
 
 Tokens that lead alike from everywhere share a class, so the tables hold some thousand columns instead of a vocabulary.
 """
@@ -8,23 +9,26 @@ from dataclasses import dataclass
 
 from common import UserError
 
-LONGEST = 48            # bytes of a token that may be written; longer ones only spell what shorter ones can
-FAR = 30_000            # tokens: the end cannot be reached
-BYTE_TOKEN = "<0x"      # how vocabularies with byte fallback name their single bytes
+LONGEST = 48  # bytes of a token that may be written; longer ones only spell what shorter ones can
+FAR = 30_000  # tokens: the end cannot be reached
+BYTE_TOKEN = "<0x"  # how vocabularies with byte fallback name their single bytes
 
 
 @dataclass
 class Tables:
-    """Arrays of numpy: one row a state, one column a class of tokens. State 0 is nowhere, the last one is the end; class 0 is never written."""
+    """Arrays of numpy: one row a state, one column a class of tokens. State 0 is nowhere, the last one is the end;
+    class 0 is never written.
+    """
 
-    class_of: object    # of each token id
-    next: object        # (state, class) -> the state behind such a token, 0 where it may not be written
-    added: object       # (state, class) -> characters that it adds to the string it stands in, or closes
-    leaves: object      # (state, class) -> whether it closes the string that the state stands in
-    need: object        # of each state: tokens that finish the answer, the end token among them, whichever value an open enum takes
-    fewest: object      # of each state: characters that its string must have
-    most: object        # of each state: characters that its string may have
-    inside: object      # of each state: the number of the string that it stands in, 0 outside
+    class_of: object  # of each token id
+    next: object  # (state, class) -> the state behind such a token, 0 where it may not be written
+    added: object  # (state, class) -> characters that it adds to the string it stands in, or closes
+    leaves: object  # (state, class) -> whether it closes the string that the state stands in
+    # of each state: tokens that finish the answer, the end token among them, whichever value an open enum takes
+    need: object
+    fewest: object  # of each state: characters that its string must have
+    most: object  # of each state: characters that its string may have
+    inside: object  # of each state: the number of the string that it stands in, 0 outside
 
     @property
     def done(self):
@@ -44,8 +48,11 @@ def token_bytes(tokenizer, n_tokens):
     elif "ByteFallback" in kinds or "Metaspace" in kinds:
         read = sentence_piece
     else:
-        raise UserError(f"{tokenizer.name_or_path}: how this tokenizer writes bytes is unknown (decoder {sorted(kinds) or 'none'}); "
-                        "byte-level and sentencepiece-like tokenizers can be constrained")
+        raise UserError(
+            f"{tokenizer.name_or_path}: how this tokenizer writes bytes is unknown (decoder "
+            f"{sorted(kinds) or 'none'}); "
+            "byte-level and sentencepiece-like tokenizers can be constrained"
+        )
     found = [None] * n_tokens
     for token, id in tokenizer.get_vocab().items():
         if id < n_tokens:
@@ -83,7 +90,9 @@ def sentence_piece(token):
 
 
 def lay_over(automaton, texts, end_id):
-    """The tables of an automaton for a vocabulary of byte strings (None: never written) and the token that ends an answer."""
+    """The tables of an automaton for a vocabulary of byte strings (None: never written) and the token that ends an
+    answer.
+    """
     import numpy as np
 
     n_states = len(automaton.edges) + 1
@@ -92,12 +101,18 @@ def lay_over(automaton, texts, end_id):
     class_of = classes(reached, walk.ids, len(texts))
     n_classes = int(class_of.max()) + 2
     class_of[end_id] = end = n_classes - 1
-    tables = Tables(class_of, *(np.zeros((n_states, n_classes), kind) for kind in (np.int16, np.uint8, bool)),
-                    np.full(n_states, FAR), *(np.array([bound[at] for bound in walk.bounds] + [(0, FAR)[at]]) for at in (0, 1)),
-                    np.array([*automaton.string, 0]))
+    tables = Tables(
+        class_of,
+        *(np.zeros((n_states, n_classes), kind) for kind in (np.int16, np.uint8, bool)),
+        np.full(n_states, FAR),
+        *(np.array([bound[at] for bound in walk.bounds] + [(0, FAR)[at]]) for at in (0, 1)),
+        np.array([*automaton.string, 0]),
+    )
     for state, found in reached.items():
         columns = class_of[walk.ids[found.rows]]
-        tables.next[state, columns], tables.added[state, columns], tables.leaves[state, columns] = found.target, found.added, found.leaves
+        tables.next[state, columns] = found.target
+        tables.added[state, columns] = found.added
+        tables.leaves[state, columns] = found.leaves
     for state in [tables.done, *np.flatnonzero(automaton.final)]:
         tables.next[state, end] = tables.done
     tables.need[tables.done] = 0
@@ -111,7 +126,7 @@ def lay_over(automaton, texts, end_id):
 class Reach:
     """What the tokens that may follow one state do; parallel arrays."""
 
-    rows: object        # places among the usable tokens
+    rows: object  # places among the usable tokens
     target: object
     added: object
     leaves: object
@@ -123,18 +138,21 @@ class Walk:
     def __init__(self, automaton, texts):
         import numpy as np
 
-        self.automaton, self.texts = automaton, texts
+        self.automaton = automaton
+        self.texts = texts
         lengths = np.array([len(text) if text else 0 for text in texts])
         self.ids = np.flatnonzero((lengths > 0) & (lengths <= LONGEST))
         self.lengths = lengths[self.ids]
         self.letters = np.zeros((len(self.ids), LONGEST), np.uint8)
         for row, id in enumerate(self.ids):
-            self.letters[row, :lengths[id]] = list(texts[id])
+            self.letters[row, : lengths[id]] = list(texts[id])
         n = len(automaton.edges)
-        self.step, self.begins = np.zeros((n, 256), np.int16), np.zeros((n, 256), bool)
+        self.step = np.zeros((n, 256), np.int16)
+        self.begins = np.zeros((n, 256), bool)
         for state, edges in enumerate(automaton.edges):
             for byte, target in edges.items():
-                self.step[state, byte], self.begins[state, byte] = target, automaton.begins_character(state, byte)
+                self.step[state, byte] = target
+                self.begins[state, byte] = automaton.begins_character(state, byte)
         self.inside = np.array(automaton.string)
         self.bounds = [automaton.bounds[inside] if inside else (0, FAR) for inside in automaton.string]
         self.fewest = np.array([fewest for fewest, _ in self.bounds])
@@ -144,7 +162,8 @@ class Walk:
         """{state: Reach} of every state that tokens lead to."""
         import numpy as np
 
-        reached, waiting = {}, [start]
+        reached = {}
+        waiting = [start]
         while waiting:
             state = waiting.pop()
             if state not in reached:
@@ -155,18 +174,22 @@ class Walk:
     def through(self, start):
         """Which tokens lead on from a state, where to, and what they do to its string.
 
-        A token may end inside a string, or close one; one that writes into two strings is left out, so that one counter suffices.
+        A token may end inside a string, or close one; one that writes into two strings is left out, so that one counter
+        suffices.
         """
         import numpy as np
 
         rows = np.concatenate([self.of_first[byte] for byte in self.automaton.edges[start]] or [np.zeros(0, int)])
         state = np.full(len(rows), start)
-        added, left, wrong = np.zeros(len(rows), int), np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+        added = np.zeros(len(rows), int)
+        left = np.zeros(len(rows), bool)
+        wrong = np.zeros(len(rows), bool)
         is_inside = self.inside[start] > 0
         for at in range(int(self.lengths[rows].max(initial=0))):
             active = (at < self.lengths[rows]) & (state > 0)
             byte = self.letters[rows, at]
-            begins, target = self.begins[state, byte] & active, self.step[state, byte]
+            begins = self.begins[state, byte] & active
+            target = self.step[state, byte]
             closes = active & (self.inside[state] > 0) & (self.inside[target] != self.inside[state])
             wrong |= begins & left
             added += begins & ~left
@@ -182,10 +205,11 @@ def classes(reached, ids, n_tokens):
     """A class for each token id: tokens of one class do the same in every state."""
     import numpy as np
 
-    class_of, n_classes = np.zeros(len(ids), np.int64), 1
+    class_of = np.zeros(len(ids), np.int64)
+    n_classes = 1
     for found in reached.values():
         # What a token does here, beside the class that it had so far, is its new class.
-        does = ((class_of[found.rows] << 32) + (found.target.astype(np.int64) << 16) + (found.added << 1) + found.leaves)
+        does = (class_of[found.rows] << 32) + (found.target.astype(np.int64) << 16) + (found.added << 1) + found.leaves
         marks, numbers = np.unique(does, return_inverse=True)
         class_of[found.rows] = n_classes + numbers
         n_classes += len(marks)
@@ -196,22 +220,39 @@ def classes(reached, ids, n_tokens):
 
 
 def count_needs(tables, automaton, reached, walk):
-    """The tokens from each state to the end. States were made from the end, so those behind a token are counted before it."""
+    """The tokens from each state to the end. States were made from the end, so those behind a token are counted before
+    it.
+    """
     for state in sorted(reached):
-        found, inside = reached[state], automaton.string[state]
+        found = reached[state]
+        inside = automaton.string[state]
         if inside and state == automaton.content[inside] and not ((found.added == 1) & (found.target == state)).any():
-            raise UserError("no token of this vocabulary writes a single character, so a string cannot be kept within its bounds")
-        # What a string still needs is counted beside the state: here it is closed at once, and from amid a character the character is ended first.
+            raise UserError(
+                "no token of this vocabulary writes a single character, so a string cannot be kept within its bounds"
+            )
+        # What a string still needs is counted beside the state: here it is closed at once, and from amid a character
+        # the character is ended first.
         plain = (found.added == 0) & ~(found.leaves & (inside > 0 and state != automaton.content[inside]))
-        costs = dict(zip(found.rows[plain].tolist(), (1 + tables.need[found.target[plain]] + tables.fewest[found.target[plain]]
-                                                      * ((tables.inside[found.target[plain]] != tables.inside[state]) | found.leaves[plain])).tolist(),
-                         strict=True))
+        costs = dict(
+            zip(
+                found.rows[plain].tolist(),
+                (
+                    1
+                    + tables.need[found.target[plain]]
+                    + tables.fewest[found.target[plain]]
+                    * ((tables.inside[found.target[plain]] != tables.inside[state]) | found.leaves[plain])
+                ).tolist(),
+                strict=True,
+            )
+        )
         if automaton.final[state]:
             tables.need[state] = 1
         elif automaton.choices[state]:
             # Whichever value the model takes, the rest must fit behind it.
-            tables.need[state] = max(min((cost for row, cost in costs.items() if fits(walk.texts[walk.ids[row]], word)), default=FAR)
-                                     for word in automaton.choices[state])
+            tables.need[state] = max(
+                min((cost for row, cost in costs.items() if fits(walk.texts[walk.ids[row]], word)), default=FAR)
+                for word in automaton.choices[state]
+            )
         else:
             tables.need[state] = min(costs.values(), default=FAR)
         tables.need[state] = min(tables.need[state], FAR)

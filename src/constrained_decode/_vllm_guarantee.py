@@ -1,7 +1,7 @@
 """The guarantee inside vLLM's worker, as a logits processor of its first model runner.
 
-It masks, draws and advances by itself, on the device, and leaves the sampler no choice: what was drawn is thus known without asking the
-host, which with vLLM's asynchronous scheduling would learn it a step too late.
+It masks, draws and advances by itself, on the device, and leaves the sampler no choice: what was drawn is thus known
+without asking the host, which with vLLM's asynchronous scheduling would learn it a step too late.
 """
 
 from dataclasses import dataclass
@@ -9,36 +9,45 @@ from pathlib import Path
 
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-import dataset
 from constrained_decode._guarantee import Rows, guarantee_for
 from constrained_decode._sampling import drawn, noise_for
+from language_model import hub
 
-LARGEST = 1e30          # above every logit; whatever the sampler makes of it, the others' shares are 0
+LARGEST = 1e30  # above every logit; whatever the sampler makes of it, the others' shares are 0
 
 
 @dataclass(eq=False)
 class Request:
     """One row of the batch."""
 
-    place: tuple            # (state, counter, tokens left) where it was added
-    written: list           # vLLM's own list of its tokens; it grows with each that counts
-    n_drawn_at: int = -1    # how long that list was when a token was last drawn
+    place: tuple  # (state, counter, tokens left) where it was added
+    written: list  # vLLM's own list of its tokens; it grows with each that counts
+    n_drawn_at: int = -1  # how long that list was when a token was last drawn
 
 
 class Guaranteed(LogitsProcessor):
     def __init__(self, vllm_config, device, is_pin_memory):
         import torch
 
-        options, model = vllm_config.additional_config["guarantee"], vllm_config.model_config
-        tokenizer = dataset.load_tokenizer(Path(model.tokenizer))
+        options = vllm_config.additional_config["guarantee"]
+        model = vllm_config.model_config
+        tokenizer = hub.load_tokenizer(Path(model.tokenizer))
         n_tokens = max(len(tokenizer), model.get_vocab_size())
-        self.guarantee = guarantee_for(options["schema"], tokenizer, n_tokens, options["end_id"], model.max_model_len, device)
-        self.temperature, self.top_p, self.device, self.pinned = options["temperature"], options["top_p"], device, is_pin_memory
+        self.guarantee = guarantee_for(
+            options["schema"], tokenizer, n_tokens, options["end_id"], model.max_model_len, device
+        )
+        self.temperature = options["temperature"]
+        self.top_p = options["top_p"]
+        self.device = device
+        self.pinned = is_pin_memory
         self.longest = model.max_model_len
         n_rows = vllm_config.scheduler_config.max_num_seqs
-        self.rows, self.before = (Rows(*(torch.zeros(n_rows, dtype=torch.long, device=device) for _ in range(3))) for _ in range(2))
+        self.rows, self.before = (
+            Rows(*(torch.zeros(n_rows, dtype=torch.long, device=device) for _ in range(3))) for _ in range(2)
+        )
         self.held = torch.zeros(n_rows, dtype=torch.bool, device=device)
-        self.requests, self.pick = [None] * n_rows, self._picked
+        self.requests = [None] * n_rows
+        self.pick = self._picked
         if torch.device(device).type == "cuda":
             self._prepare(n_rows, model.get_vocab_size())
 
@@ -46,7 +55,9 @@ class Guaranteed(LogitsProcessor):
     def validate_params(cls, sampling_params):
         n = (sampling_params.extra_args or {}).get("answer_tokens")
         if n is not None and (not isinstance(n, int) or n < 1):
-            raise ValueError("answer_tokens: the number of the prompt's last tokens that belong to the answer, at least 1")
+            raise ValueError(
+                "answer_tokens: the number of the prompt's last tokens that belong to the answer, at least 1"
+            )
 
     def is_argmax_invariant(self):
         return False
@@ -70,7 +81,9 @@ class Guaranteed(LogitsProcessor):
             new[id(self.requests[at])] = self.requests[at]
         for a, b, direction in update.moved:
             for slots in (self.requests, came_from):
-                slots[a], slots[b] = (slots[b], slots[a]) if direction == MoveDirectionality.SWAP else (slots[a], slots[a])
+                slots[a], slots[b] = (
+                    (slots[b], slots[a]) if direction == MoveDirectionality.SWAP else (slots[a], slots[a])
+                )
             if direction != MoveDirectionality.SWAP:
                 self.requests[a] = None
         if update.moved:
@@ -107,7 +120,8 @@ class Guaranteed(LogitsProcessor):
             getattr(self.rows, name).copy_(getattr(self.rows, name)[order])
 
     def _put(self, ats, places):
-        index, values = self._sent(ats), self._sent(places)
+        index = self._sent(ats)
+        values = self._sent(places)
         for column, name in enumerate(("state", "counter", "left")):
             getattr(self.rows, name).index_copy_(0, index, values[:, column])
 
@@ -124,9 +138,14 @@ class Guaranteed(LogitsProcessor):
         return logits
 
     def _step(self, logits, n):
-        """Draw for the first n rows, advance them, and lift what was drawn above all else: the sampler takes the largest."""
-        rows, held = Rows(self.rows.state[:n], self.rows.counter[:n], self.rows.left[:n]), self.held[:n]
-        chosen, *behind = self.pick(logits, rows.state, rows.counter, rows.left, noise_for(logits) if self.temperature else None)
+        """Draw for the first n rows, advance them, and lift what was drawn above all else: the sampler takes the
+        largest.
+        """
+        rows = Rows(self.rows.state[:n], self.rows.counter[:n], self.rows.left[:n])
+        held = self.held[:n]
+        chosen, *behind = self.pick(
+            logits, rows.state, rows.counter, rows.left, noise_for(logits) if self.temperature else None
+        )
         logits.scatter_(1, chosen[:, None], logits.gather(1, chosen[:, None]).masked_fill(held[:, None], LARGEST))
         for name, value in zip(("state", "counter", "left"), behind, strict=True):
             getattr(self.before, name)[:n] = getattr(rows, name)

@@ -1,7 +1,8 @@
 """Any OpenAI-compatible endpoint: a running vLLM, SGLang or llama.cpp server, or a hosted one.
 
-The server's own constraint does the work; what it leaves open at the token budget is closed here, never its verdict. Every request ends
-as an answer or as a counted failure, and a failure is no verdict. Before anything is asked, a canary shows that the constraint is obeyed.
+The server's own constraint does the work; what it leaves open at the token budget is closed here, never its verdict.
+Every request ends as an answer or as a counted failure, and a failure is no verdict. Before anything is asked, a canary
+shows that the constraint is obeyed.
 """
 
 import json
@@ -22,18 +23,22 @@ from tasks import load_task
 
 ENDPOINT = "http://localhost:8000/v1"
 CONCURRENCY = 16
-TIMEOUT_S = 60.0        # without a byte
-TRIES = 4               # of a request that the server is too busy for
-LONGEST_WAIT_S = 20.0   # before trying again, whatever the server asks for
+TIMEOUT_S = 60.0  # without a byte
+TRIES = 4  # of a request that the server is too busy for
+LONGEST_WAIT_S = 20.0  # before trying again, whatever the server asks for
 TOP_LOGPROBS = 20
-VERDICT_TOKENS = 24     # enough to get past the verdict however the server spells the opening
+VERDICT_TOKENS = 24  # enough to get past the verdict however the server spells the opening
 BUSY = (429, 502, 503)
-TOO_LONG = re.compile(r"context|too long|exceed|maximum", re.I)     # in a server's words about a prompt that it cannot read
+TOO_LONG = re.compile(
+    r"context|too long|exceed|maximum", re.I
+)  # in a server's words about a prompt that it cannot read
 
 
 def load(model_path, task, config, batch_size=None, constrained=True, endpoint=None, timeout_s=TIMEOUT_S):
     """model_path is the name that the server knows the model by."""
-    engine = Engine(str(model_path), task, config.gen, batch_size or CONCURRENCY, constrained, endpoint, min(timeout_s, TIMEOUT_S))
+    engine = Engine(
+        str(model_path), task, config.gen, batch_size or CONCURRENCY, constrained, endpoint, min(timeout_s, TIMEOUT_S)
+    )
     engine.check()
     return engine
 
@@ -41,7 +46,9 @@ def load(model_path, task, config, batch_size=None, constrained=True, endpoint=N
 def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):
     """An engine for many threads that `ask`, unchecked."""
     engine = Engine(model_path, load_task(task_name), config.gen, n_clients, constrained, endpoint)
-    engine.tells_probabilities = False      # a server's log-probabilities would cost time that no other engine's answer is charged
+    engine.tells_probabilities = (
+        False  # a server's log-probabilities would cost time that no other engine's answer is charged
+    )
     return engine
 
 
@@ -56,8 +63,8 @@ class Reply:
     text: str = ""
     finish_reason: str | None = None
     usage: dict = field(default_factory=dict)
-    tokens: list = field(default_factory=list)      # of a chat, with their log-probabilities, where the server tells them
-    logprobs: list = field(default_factory=list)    # of a plain completion: {token: log-probability} at each place
+    tokens: list = field(default_factory=list)  # of a chat, with their log-probabilities, where the server tells them
+    logprobs: list = field(default_factory=list)  # of a plain completion: {token: log-probability} at each place
     first_s: float | None = None
 
     def add(self, body):
@@ -80,21 +87,37 @@ def said(choice):
 
 
 class Engine:
-    path, opening, tells_probabilities = "/chat/completions", "", True
+    path = "/chat/completions"
+    opening = ""
+    tells_probabilities = True
 
     def __init__(self, model, task, gen, concurrency, constrained, endpoint, timeout_s=None):
         import httpx2
 
         self.timeout_s = timeout_s or TIMEOUT_S
 
-        self.task, self.gen, self.concurrency, self.constrained, self.endpoint = task, gen, concurrency, constrained, (endpoint or ENDPOINT).rstrip("/")
-        self.schema, self.automaton = jsonschema.Draft202012Validator(task.answer_schema), _automaton.compile_schema(task.answer_schema)
+        self.task = task
+        self.gen = gen
+        self.concurrency = concurrency
+        self.constrained = constrained
+        self.endpoint = (endpoint or ENDPOINT).rstrip("/")
+        self.schema = jsonschema.Draft202012Validator(task.answer_schema)
+        self.automaton = _automaton.compile_schema(task.answer_schema)
         key = os.environ.get("OPENAI_API_KEY")
-        self.client = httpx2.Client(timeout=httpx2.Timeout(self.timeout_s, connect=5.0), headers={"Authorization": f"Bearer {key}"} if key else {},
-                                   limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency))
-        self.model, self.outcomes = model or self._first_model(), Counter()
-        self.facts = {"endpoint": self.endpoint, "served_model": self.model, "concurrency": concurrency,
-                      "decoding": "server's json_schema, closed here at the budget" if constrained else "unconstrained", "outcomes": self.outcomes}
+        self.client = httpx2.Client(
+            timeout=httpx2.Timeout(self.timeout_s, connect=5.0),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+        )
+        self.model = model or self._first_model()
+        self.outcomes = Counter()
+        self.facts = {
+            "endpoint": self.endpoint,
+            "served_model": self.model,
+            "concurrency": concurrency,
+            "decoding": "server's json_schema, closed here at the budget" if constrained else "unconstrained",
+            "outcomes": self.outcomes,
+        }
 
     def _first_model(self):
         """The name of the model that the server lists first."""
@@ -103,10 +126,16 @@ class Engine:
         try:
             told = self.client.get(f"{self.endpoint}/models")
             if told.status_code in (401, 403):
-                raise UserError(f"{self.endpoint}/models: not allowed (status {told.status_code}); its API key goes into OPENAI_API_KEY")
+                raise UserError(
+                    f"{self.endpoint}/models: not allowed (status {told.status_code}); its API key goes into "
+                    "OPENAI_API_KEY"
+                )
             return told.json()["data"][0]["id"]
         except (httpx2.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{self.endpoint}/models: tells no model ({type(error).__name__}: {error}); is the server up? --model_path names a model") from None
+            raise UserError(
+                f"{self.endpoint}/models: tells no model ({type(error).__name__}: {error}); is the server up? "
+                "--model_path names a model"
+            ) from None
 
     def is_up(self):
         """Whether the server answers at all."""
@@ -130,16 +159,26 @@ class Engine:
     def check(self):
         """The server is there, knows the model, and obeys a schema that no model would follow unasked."""
         word = f"canary-{secrets.token_hex(4)}"
-        schema = {"type": "object", "properties": {"sign": {"const": word}}, "required": ["sign"], "additionalProperties": False}
+        schema = {
+            "type": "object",
+            "properties": {"sign": {"const": word}},
+            "required": ["sign"],
+            "additionalProperties": False,
+        }
         if self._only_schema() == self.task.answer_schema:
             schema = self.task.answer_schema
         try:
             reply = self._asked([{"role": "user", "content": "Say hello."}], 40, schema if self.constrained else None)
         except Failure as failure:
-            raise UserError(f"{self.endpoint}: {failure}; is the server up, and is '{self.model}' the name it serves the model by?") from None
+            raise UserError(
+                f"{self.endpoint}: {failure}; is the server up, and is '{self.model}' the name it serves the model by?"
+            ) from None
         if self.constrained and parsed_answer(reply.text, jsonschema.Draft202012Validator(schema)) is None:
-            raise UserError(f"{self.endpoint}: the server answers but ignores response_format json_schema, so its answers would be free text; "
-                            "start it with structured outputs, or update it (their options were renamed more than once)")
+            raise UserError(
+                f"{self.endpoint}: the server answers but ignores response_format json_schema, so its answers would be "
+                "free text; "
+                "start it with structured outputs, or update it (their options were renamed more than once)"
+            )
 
     def answers(self, conversations):
         yield from self._all(self._answer, conversations)
@@ -162,41 +201,78 @@ class Engine:
                 yield waiting[done], done.result()
 
     def _answer(self, messages, streams=False, with_shares=None):
-        start, schema = time.perf_counter(), self.task.answer_schema if self.constrained else None
+        start = time.perf_counter()
+        schema = self.task.answer_schema if self.constrained else None
         try:
-            reply = self._asked(messages, self.gen.max_new_tokens, schema, self.tells_probabilities if with_shares is None else with_shares, streams)
+            reply = self._asked(
+                messages,
+                self.gen.max_new_tokens,
+                schema,
+                self.tells_probabilities if with_shares is None else with_shares,
+                streams,
+            )
         except Failure as failure:
             self.outcomes[str(failure).split(":")[0]] += 1
             return Answer("", f"failed: {failure}", 0, 0, None, time.perf_counter() - start, overruled=None, late=None)
         text = self.opening + reply.text
-        whole = text if not self.constrained or parsed_answer(text, self.schema) is not None else _automaton.closed(self.automaton, text)
+        whole = (
+            text
+            if not self.constrained or parsed_answer(text, self.schema) is not None
+            else _automaton.closed(self.automaton, text)
+        )
         self.outcomes["valid" if whole == text else "closed at the budget" if whole else "not valid"] += 1
-        return Answer(whole or text, reply.finish_reason or "stop", reply.usage.get("prompt_tokens", 0), reply.usage.get("completion_tokens", 0),
-                      self._probabilities(reply.tokens), time.perf_counter() - start, overruled=None, late=int(whole is not None and whole != text),
-                      first_s=reply.first_s)
+        return Answer(
+            whole or text,
+            reply.finish_reason or "stop",
+            reply.usage.get("prompt_tokens", 0),
+            reply.usage.get("completion_tokens", 0),
+            self._probabilities(reply.tokens),
+            time.perf_counter() - start,
+            overruled=None,
+            late=int(whole is not None and whole != text),
+            first_s=reply.first_s,
+        )
 
     def _verdict(self, messages):
         """The verdict's probabilities from the first tokens; where the server tells none a run cannot go on."""
         try:
-            found = self._probabilities(self._asked(messages, VERDICT_TOKENS, self.task.answer_schema if self.constrained else None, True).tokens)
+            found = self._probabilities(
+                self._asked(
+                    messages, VERDICT_TOKENS, self.task.answer_schema if self.constrained else None, True
+                ).tokens
+            )
         except Failure as failure:
             raise UserError(f"{self.endpoint}: {failure}") from None
         if not found:
-            raise UserError(f"{self.endpoint}: the server's answer holds no logprobs at the verdict; verdict probabilities need them")
+            raise UserError(
+                f"{self.endpoint}: the server's answer holds no logprobs at the verdict; verdict probabilities need "
+                "them"
+            )
         return found
 
     def _body(self, messages, max_tokens, schema, probabilities=False):
-        body = {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": self.gen.temperature, "top_p": self.gen.top_p}
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": max_tokens,
+            "temperature": self.gen.temperature,
+            "top_p": self.gen.top_p,
+        }
         if probabilities:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if schema:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": schema, "strict": True},
+            }
         return body
 
     def _asked(self, messages, max_tokens, schema, probabilities=False, streams=False):
         """The server's reply to one request; busy servers are asked again, as late as they wish."""
         start = time.perf_counter()
-        body = self._body(messages, max_tokens, schema, probabilities) | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
+        body = self._body(messages, max_tokens, schema, probabilities) | (
+            {"stream": True, "stream_options": {"include_usage": True}} if streams else {}
+        )
         return self._sent(body, start)
 
     def _sent(self, body, start):
@@ -219,16 +295,24 @@ class Engine:
         raise AssertionError("unreachable")
 
     def _probabilities(self, tokens):
-        """Each label's share where its first letter was written; None where the server tells no log-probabilities there."""
-        opening, written = f'"{self.task.label_key}":"', ""
+        """Each label's share where its first letter was written; None where the server tells no log-probabilities
+        there.
+        """
+        opening = f'"{self.task.label_key}":"'
+        written = ""
         for token in tokens:
-            before, written = written, written + token["token"]
+            before = written
+            written = written + token["token"]
             if (at := unspaced(written).find(opening)) >= 0 and len(unspaced(written)) > at + len(opening):
                 # A token may hold the opening's end and the label's beginning.
-                lead = token["token"][:len(token["token"]) - len(rest_behind(written, opening))] if opening not in unspaced(before) else ""
+                lead = (
+                    token["token"][: len(token["token"]) - len(rest_behind(written, opening))]
+                    if opening not in unspaced(before)
+                    else ""
+                )
                 shares = dict.fromkeys(self.task.labels, 0.0)
                 for other in token.get("top_logprobs") or ():
-                    spelled = other["token"][len(lead):] if other["token"].startswith(lead) else ""
+                    spelled = other["token"][len(lead) :] if other["token"].startswith(lead) else ""
                     for label in self.task.labels:
                         if spelled and (label.startswith(spelled) or spelled.startswith(label)):
                             shares[label] += math.exp(other["logprob"])
@@ -261,9 +345,14 @@ def reply_of(response, start):
     if response.status_code != 200:
         response.read()
         # A page is no message: its words say nothing that the status does not.
-        words = "" if "html" in response.headers.get("content-type", "") else response.text.strip().replace("\n", " ")[:200]
-        kind = {401: "not allowed: the API key is missing or wrong (OPENAI_API_KEY)", 403: "not allowed: the API key may not use this model",
-                404: "not found: wrong model name or address"}.get(response.status_code, f"status {response.status_code}")
+        words = (
+            "" if "html" in response.headers.get("content-type", "") else response.text.strip().replace("\n", " ")[:200]
+        )
+        kind = {
+            401: "not allowed: the API key is missing or wrong (OPENAI_API_KEY)",
+            403: "not allowed: the API key may not use this model",
+            404: "not found: wrong model name or address",
+        }.get(response.status_code, f"status {response.status_code}")
         if response.status_code == 413 or response.status_code == 400 and TOO_LONG.search(words):
             kind = "too long"
         raise Failure(f"{kind}: {words}" if words else kind)
@@ -282,7 +371,8 @@ def reply_of(response, start):
 
 def streamed(response, start):
     """The pieces of a stream of server-sent events as one reply."""
-    reply, is_done = Reply(), False
+    reply = Reply()
+    is_done = False
     for line in response.iter_lines():
         data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
         is_done = is_done or data == "[DONE]"
@@ -293,4 +383,3 @@ def streamed(response, start):
     if not is_done and not reply.finish_reason:
         raise Failure("connection cut: the stream ended before the answer did")
     return reply
-

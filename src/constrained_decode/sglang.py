@@ -1,7 +1,7 @@
 """SGLang: a server that is started and stopped here, held to the schema by its own fastest grammar backend.
 
-Its answers can end open at the token budget; openai_api.py closes them. SGLang's pins differ from ours, so it lives in an environment of its own:
-STEWARD_SGLANG_PYTHON names that environment's interpreter.
+Its answers can end open at the token budget; openai_api.py closes them. SGLang's pins differ from ours, so it lives in
+an environment of its own: STEWARD_SGLANG_PYTHON names that environment's interpreter.
 """
 
 import atexit
@@ -24,7 +24,9 @@ def load(model_path, task, config, batch_size=None, constrained=True):
     """An engine whose server runs until this process ends."""
     stack = contextlib.ExitStack()
     n_rows = batch_size or openai_api.CONCURRENCY
-    endpoint, facts = stack.enter_context(serve(model_path, task, config, n_rows, "", Path(tempfile.gettempdir()) / "steward_sglang_server.log"))
+    endpoint, facts = stack.enter_context(
+        serve(model_path, task, config, n_rows, "", Path(tempfile.gettempdir()) / "steward_sglang_server.log")
+    )
     atexit.register(stack.close)
     engine = openai_api.load(NAME, task, config, n_rows, constrained, endpoint)
     engine.facts |= facts
@@ -47,10 +49,30 @@ def connect(model_path, task_name, config, endpoint, n_clients, constrained=True
 def command(model_path, port, random_weights=False):
     interpreter = os.environ.get(INTERPRETER, sys.executable)
     if interpreter == sys.executable and not importlib.util.find_spec("sglang"):
-        raise UserError(f"--backend sglang: SGLang is not installed here; its pins differ from ours, so install it in an environment of its own and set "
-                        f"{INTERPRETER} to that environment's python")
+        raise UserError(
+            "--backend sglang: SGLang is not installed here; its pins differ from ours, so install it in an "
+            "environment of its own and set "
+            f"{INTERPRETER} to that environment's python"
+        )
     if not Path(interpreter).exists():
         raise UserError(f"{INTERPRETER}={interpreter}: no such interpreter; name that of an environment with sglang")
-    options = ["--model-path", str(model_path), "--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--grammar-backend", "llguidance",
-               "--constrained-json-disable-any-whitespace"]
-    return [interpreter, "-m", "sglang.launch_server", *options, *(["--load-format", "dummy"] if random_weights else [])]
+    options = [
+        "--model-path",
+        str(model_path),
+        "--served-model-name",
+        NAME,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--grammar-backend",
+        "llguidance",
+        "--constrained-json-disable-any-whitespace",
+    ]
+    return [
+        interpreter,
+        "-m",
+        "sglang.launch_server",
+        *options,
+        *(["--load-format", "dummy"] if random_weights else []),
+    ]

@@ -22,22 +22,35 @@ from starlette.exceptions import HTTPException
 
 from common import UserError, WorkFailed, parsed_answer, read_json, sha256_text
 from constrained_decode import _server, load_engine
-from service import chat, contract, memory, metrics, review
-from service.bodies import JSON_TYPE, LINES_TYPES, Json, Refused, check_type, checked_pair, json_bytes, kind_of, parsed, read_body, while_there
+from service import chat, contract, memory, metrics
+from service.bodies import (
+    JSON_TYPE,
+    LINES_TYPES,
+    Json,
+    Refused,
+    check_type,
+    checked_pair,
+    json_bytes,
+    kind_of,
+    parsed,
+    read_body,
+    while_there,
+)
 from service.gate import Gate
-from service.line import Busy, Line, TooLong, Unanswered
+from service.queue import Busy, Line, TooLong, Unanswered
+from service.review import desk
 from service.settings import Settings, model_settings
 from tasks import load_task
 
-FAILED_MARK = "failed"      # file in the folder that several processes share: one could not load the model
-FAILED = []                 # why the model could not be loaded
-UPSTREAM_WORKERS = 64       # answers that a server elsewhere is asked for at a time
-BATCHES_AT_ONCE = 4         # of what waits the engine gets so many batches: sorted by length, little of them is padding
-BATCH_WINDOW = 64           # of a batch's pairs so many are in line at a time
-MOST_BATCHES = 3            # at a time: their pairs leave room in the line for single requests
-BATCH_WITHIN_S = 120.0      # for its body to come
-READY_EVERY_S = 5.0         # how long an engine's last sign of life counts
-SIGN_WITHIN_S = 10.0        # for an engine in this process to give one
+FAILED_MARK = "failed"  # file in the folder that several processes share: one could not load the model
+FAILED = []  # why the model could not be loaded
+UPSTREAM_WORKERS = 64  # answers that a server elsewhere is asked for at a time
+BATCHES_AT_ONCE = 4  # of what waits the engine gets so many batches: sorted by length, little of them is padding
+BATCH_WINDOW = 64  # of a batch's pairs so many are in line at a time
+MOST_BATCHES = 3  # at a time: their pairs leave room in the line for single requests
+BATCH_WITHIN_S = 120.0  # for its body to come
+READY_EVERY_S = 5.0  # how long an engine's last sign of life counts
+SIGN_WITHIN_S = 10.0  # for an engine in this process to give one
 
 
 def application():
@@ -46,7 +59,8 @@ def application():
 
 
 def build(settings):
-    service, stopped = Service(settings), threading.Event()
+    service = Service(settings)
+    stopped = threading.Event()
     _server.STOPPED.set(stopped)
 
     @contextlib.asynccontextmanager
@@ -60,12 +74,19 @@ def build(settings):
             task.cancel()
         await asyncio.to_thread(service.stack.close)
 
-    app = FastAPI(title="Steward", version=contract.VERSION, description=contract.DESCRIPTION, lifespan=life, docs_url=None, redoc_url=None,
-                  default_response_class=Json)
+    app = FastAPI(
+        title="Steward",
+        version=contract.VERSION,
+        description=contract.DESCRIPTION,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        default_response_class=Json,
+    )
     app.state.service = service
     add_routes(app, service)
     chat.add_routes(app, service)
-    review.add_routes(app, service)
+    desk.add_routes(app, service)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(RequestValidationError, wrong_query)
     app.add_exception_handler(HTTPException, no_route)
@@ -93,11 +114,17 @@ class Service:
     """The model and the line before it."""
 
     def __init__(self, settings):
-        self.settings, self.limits, self.task = settings, settings.limits, load_task(settings.task)
+        self.settings = settings
+        self.limits = settings.limits
+        self.task = load_task(settings.task)
         self.schema = jsonschema.Draft202012Validator(self.task.answer_schema)
         self.engine = self.line = self.reviews = None
-        self.is_open, self.stack, self.n_batches = True, contextlib.ExitStack(), 0
-        self.asking, self.asked_s, self.was_up = asyncio.Lock(), -READY_EVERY_S, False       # the engine's last sign of life
+        self.is_open = True
+        self.stack = contextlib.ExitStack()
+        self.n_batches = 0
+        self.asking = asyncio.Lock()  # the engine's last sign of life
+        self.asked_s = -READY_EVERY_S
+        self.was_up = False
         self.fingerprint = None if settings.upstream else fingerprint(settings)
 
     async def run(self):
@@ -117,16 +144,26 @@ class Service:
 
     def start(self):
         """Load the model, or find its server."""
-        settings, config = self.settings, model_settings(self.settings)
-        n_workers, at_once = settings.batch_size or UPSTREAM_WORKERS, 1
+        settings = self.settings
+        config = model_settings(self.settings)
+        n_workers = settings.batch_size or UPSTREAM_WORKERS
+        at_once = 1
         module = load_engine("openai_api" if settings.upstream else settings.backend)
         if settings.upstream:
-            self.engine = module.load(settings.model_path, self.task, config, n_workers, endpoint=settings.upstream,
-                                      timeout_s=self.limits.timeout_s)
+            self.engine = module.load(
+                settings.model_path,
+                self.task,
+                config,
+                n_workers,
+                endpoint=settings.upstream,
+                timeout_s=self.limits.timeout_s,
+            )
         elif hasattr(module, "serve"):
             # An engine that is a server of its own: started with the service, and stopped with it.
             log = Path(tempfile.gettempdir()) / f"steward_{settings.backend}_{settings.port}.log"
-            address, _ = self.stack.enter_context(module.serve(settings.model_path, self.task, config, n_workers, settings.engine_args, log))
+            address, _ = self.stack.enter_context(
+                module.serve(settings.model_path, self.task, config, n_workers, settings.engine_args, log)
+            )
             if not self.is_open:
                 self.stack.close()
                 return
@@ -134,11 +171,12 @@ class Service:
             self.engine.check()
         else:
             self.engine = module.load(settings.model_path, self.task, config, settings.batch_size)
-            n_workers, at_once = 1, BATCHES_AT_ONCE * self.engine.batch_size
+            n_workers = 1
+            at_once = BATCHES_AT_ONCE * self.engine.batch_size
         self.line = Line(self.engine, self.limits.most_waiting, n_workers, at_once)
         print("the model is loaded, requests are answered", flush=True)
         if self.settings.review_folder:
-            self.reviews = review.Reviews(self, self.settings.review_folder, self.settings.review_pairs)
+            self.reviews = desk.Reviews(self, self.settings.review_folder, self.settings.review_pairs)
 
     @property
     def identity(self):
@@ -148,7 +186,9 @@ class Service:
         return f"{Path(self.settings.model_path).name}:{self.fingerprint[:12]}"
 
     async def is_ready(self):
-        """Whether the next request would be answered: the model is loaded; its server gives a sign of life, or it does itself if it failed last."""
+        """Whether the next request would be answered: the model is loaded; its server gives a sign of life, or it does
+        itself if it failed last.
+        """
         if self.line is None or not self.is_open:
             return False
         is_elsewhere = hasattr(self.engine, "is_up")
@@ -161,7 +201,9 @@ class Service:
         return self.was_up
 
     async def _answers_again(self):
-        """Ask the engine in this process, which failed last, about two empty records: nobody else may come any more to show that it works."""
+        """Ask the engine in this process, which failed last, about two empty records: nobody else may come any more to
+        show that it works.
+        """
         with contextlib.suppress(Busy, TooLong, Unanswered, TimeoutError):
             await self.line.answer(self.task.messages({"record1": {}, "record2": {}}), SIGN_WITHIN_S)
         return not self.line.is_broken
@@ -175,7 +217,9 @@ class Service:
         return told, answer
 
     async def answered(self, messages, with_shares=False):
-        """The answer to a conversation, as object and as the engine's Answer; every way in which there is none is told as the client should hear it."""
+        """The answer to a conversation, as object and as the engine's Answer; every way in which there is none is told
+        as the client should hear it.
+        """
         answer = await self._asked(messages, with_shares)
         told = parsed_answer(answer.text, self.schema)
         if told is None:
@@ -192,7 +236,9 @@ class Service:
         try:
             answer = await self.line.answer(messages, self.limits.timeout_s, with_shares)
         except Busy as error:
-            raise (too_busy(error.after_s) if self.is_open else too_busy(error.after_s, "the service is going down")) from None
+            raise (
+                too_busy(error.after_s) if self.is_open else too_busy(error.after_s, "the service is going down")
+            ) from None
         except TooLong:
             raise too_long() from None
         except TimeoutError:
@@ -212,13 +258,16 @@ class Service:
 
     def detail(self, pair, answer):
         evidence = getattr(self.task.module("data"), "field_evidence", None)
-        return {"probabilities": answer.probabilities and {label: round(share, 4) for label, share in answer.probabilities.items()},
-                "closed_at_budget": bool(answer.late)} | ({"evidence": evidence(pair)} if evidence else {})
+        return {
+            "probabilities": answer.probabilities
+            and {label: round(share, 4) for label, share in answer.probabilities.items()},
+            "closed_at_budget": bool(answer.late),
+        } | ({"evidence": evidence(pair)} if evidence else {})
 
 
 def fingerprint(settings):
     """Of the model's weights, as its manifest names them, else of its files."""
-    from predict import model_identity
+    from language_model.model_folder import model_identity
 
     manifest = Path(settings.model_path) / "manifest.json"
     named = read_json(manifest).get("weights_sha256") if manifest.is_file() else None
@@ -246,7 +295,9 @@ def ended_by(error):
 
 
 def stop():
-    """End the process that would start this one again; where there is only this one, src/serve.py puts its own way here."""
+    """End the process that would start this one again; where there is only this one, src/serve.py puts its own way
+    here.
+    """
     if multiprocessing.parent_process():
         os.kill(os.getppid(), signal.SIGTERM)
 
@@ -263,7 +314,9 @@ def add_routes(app, service):
 
     @app.get("/metrics", **contract.METRICS)
     async def prometheus():
-        return Response(metrics.text(os.environ.get("PROMETHEUS_MULTIPROC_DIR")), media_type="text/plain; version=0.0.4")
+        return Response(
+            metrics.text(os.environ.get("PROMETHEUS_MULTIPROC_DIR")), media_type="text/plain; version=0.0.4"
+        )
 
     @app.post("/match", **contract.MATCH)
     async def match(request: Request, detail: bool = False):
@@ -285,15 +338,23 @@ def add_routes(app, service):
         body = await read_body(request, service.limits.most_batch_bytes, BATCH_WITHIN_S)
         # Megabytes of JSON take seconds, in which others are to be answered.
         pairs = await asyncio.to_thread(pairs_of, body, kind != JSON_TYPE)
-        request.state.log = {"bytes": len(body), "pairs": len(pairs)} | ({"all_pairs": pairs_told(pairs)} if service.settings.log_records else {})
+        request.state.log = {"bytes": len(body), "pairs": len(pairs)} | (
+            {"all_pairs": pairs_told(pairs)} if service.settings.log_records else {}
+        )
         return StreamingResponse(streamed(service, pairs, detail), media_type="application/x-ndjson")
 
 
 def pairs_of(body, is_lines):
-    """The pairs of a list, or of one pair a line; a line that cannot be read keeps its place as the Refused that it raised."""
+    """The pairs of a list, or of one pair a line; a line that cannot be read keeps its place as the Refused that it
+    raised.
+    """
     found = [] if is_lines else parsed(body)
     if not isinstance(found, list):
-        raise Refused(422, f"a list of pairs is wanted, found {kind_of(found)}; one pair a line has the content type application/x-ndjson")
+        raise Refused(
+            422,
+            f"a list of pairs is wanted, found {kind_of(found)}; one pair a line has the content type "
+            "application/x-ndjson",
+        )
     if is_lines:
         for line in filter(bytes.strip, body.split(b"\n")):
             try:

@@ -1,4 +1,6 @@
-"""What clients send, read strictly and within limits: a refusal says what was wrong and never repeats what was sent. And whether they are still there."""
+"""What clients send, read strictly and within limits: a refusal says what was wrong and never repeats what was sent.
+And whether they are still there.
+"""
 
 import asyncio
 import json
@@ -8,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from common import parse_json
 
-CLIENT_GONE = 499       # the status of a request that nobody waits for any more, in log and metrics
+CLIENT_GONE = 499  # the status of a request that nobody waits for any more, in log and metrics
 JSON_TYPE = "application/json"
 LINES_TYPES = ("application/x-ndjson", "application/jsonl")
 
@@ -18,7 +20,10 @@ class Refused(Exception):
 
     def __init__(self, status, words, headers=None, cause=None):
         super().__init__(words)
-        self.status, self.words, self.headers, self.cause = status, words, headers, cause
+        self.status = status
+        self.words = words
+        self.headers = headers
+        self.cause = cause
 
 
 class Json(JSONResponse):
@@ -37,7 +42,8 @@ def json_bytes(value):
 
 async def read_body(request, most_bytes, within_s):
     """The body, given up as soon as it is larger or slower than allowed, whatever its headers say."""
-    parts, n_bytes = [], 0
+    parts = []
+    n_bytes = 0
     try:
         async with asyncio.timeout(within_s):
             async for part in request.stream():
@@ -104,23 +110,29 @@ def checked_pair(value, limits):
 
 
 def kind_of(value):
-    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
+        type(value), "a number"
+    )
 
 
 def size_of(value):
     """(fields and list items at all levels, levels)"""
-    n, deepest, waiting = 0, 0, [(value, 1)]
+    n = 0
+    deepest = 0
+    waiting = [(value, 1)]
     while waiting:
         one, level = waiting.pop()
         inner = one.values() if isinstance(one, dict) else one
-        n, deepest = n + len(one), max(deepest, level)
+        n = n + len(one)
+        deepest = max(deepest, level)
         waiting += [(item, level + 1) for item in inner if isinstance(item, dict | list)]
     return n, deepest
 
 
 async def while_there(request, work):
     """The work's result; a client that hangs up meanwhile leaves the line."""
-    mine, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    mine = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((mine, gone), return_when=asyncio.FIRST_COMPLETED)
         if not mine.done():

@@ -5,7 +5,7 @@ import ctypes
 import os
 
 SHAPES_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-SHAPES = "256"      # prepared by oneDNN and kept; its own 1,024 take some hundred MB more and are at most 4 % faster
+SHAPES = "256"  # prepared by oneDNN and kept; its own 1,024 take some hundred MB more and are at most 4 % faster
 EVERY_S = 10.0
 
 
@@ -15,7 +15,9 @@ def keep_few_shapes():
 
 
 async def give_back():
-    """Give freed memory back to the system every few seconds; glibc's allocator would keep it, others do it by themselves."""
+    """Give freed memory back to the system every few seconds; glibc's allocator would keep it, others do it by
+    themselves.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     while trim:
         await asyncio.sleep(EVERY_S)

@@ -9,7 +9,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10, 30)
 
 REQUESTS = Counter("steward_http_requests_total", "Requests by route, method and status", ["route", "method", "status"])
-HTTP_SECONDS = Histogram("steward_http_request_seconds", "From a request's first byte read to its answer's last byte sent", ["route"], buckets=SECONDS)
+HTTP_SECONDS = Histogram(
+    "steward_http_request_seconds",
+    "From a request's first byte read to its answer's last byte sent",
+    ["route"],
+    buckets=SECONDS,
+)
 MODEL_SECONDS = Histogram("steward_answer_seconds", "From joining the line to the model's answer", buckets=SECONDS)
 VERDICTS = Counter("steward_verdicts_total", "Answers by verdict", ["result"])
 CLOSED = Counter("steward_closed_at_budget_total", "Answers that the token budget made the guarantee end")

@@ -18,8 +18,8 @@ class Limits:
     most_batch_bytes: int = 16_777_216
     most_fields: int = 200
     most_levels: int = 4
-    most_waiting: int = 256         # requests in line; the next one gets 429
-    timeout_s: float = 30.0         # from a request's arrival to its answer
+    most_waiting: int = 256  # requests in line; the next one gets 429
+    timeout_s: float = 30.0  # from a request's arrival to its answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Settings:
     model_path: str
     task: str
     backend: str = "hf"
-    upstream: str | None = None     # address of an OpenAI-compatible server that answers instead
+    upstream: str | None = None  # address of an OpenAI-compatible server that answers instead
     config: str | None = None
-    engine_args: str = ""           # more arguments for a backend that is a server of its own
+    engine_args: str = ""  # more arguments for a backend that is a server of its own
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
     batch_size: int | None = None
-    key_hashes: tuple = ()          # SHA-256 of each key that may ask
+    key_hashes: tuple = ()  # SHA-256 of each key that may ask
     log_records: bool = False
     review_folder: str | None = None
-    review_pairs: str | None = None     # pairs to review
-    keep_traffic: bool = False          # answered requests are offered for review
+    review_pairs: str | None = None  # pairs to review
+    keep_traffic: bool = False  # answered requests are offered for review
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def store(self):
@@ -63,7 +63,10 @@ def key_hashes(path):
         keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         short = [at for at, key in enumerate(keys, 1) if len(key) < 16]
         if short:
-            raise UserError(f"key {short[0]} of {source} is shorter than 16 characters; python -c 'import secrets; print(secrets.token_urlsafe())' makes one")
+            raise UserError(
+                f"key {short[0]} of {source} is shorter than 16 characters; python -c 'import secrets; "
+                "print(secrets.token_urlsafe())' makes one"
+            )
         if source == path and not keys:
             raise UserError(f"{path}: no key in it, one a line")
         hashes += map(hash_of_key, keys)
@@ -75,6 +78,6 @@ def hash_of_key(key):
 
 
 def model_settings(settings):
-    import predict
+    from language_model import model_folder
 
-    return predict.served_config(settings) if settings.upstream else predict.model_config(settings)
+    return model_folder.served_config(settings) if settings.upstream else model_folder.model_config(settings)

@@ -18,10 +18,10 @@ DEFAULT = "crm"
 class Task:
     name: str
     title: str
-    schema: str         # path of the answer's JSON Schema, relative to the project
-    label_key: str      # the answer's key that holds the verdict; always written first
-    review_label: str   # the verdict that hands the case to a person: never an automatic decision
-    columns: dict       # the comparison table's KPI columns in order: title -> KPI name
+    schema: str  # path of the answer's JSON Schema, relative to the project
+    label_key: str  # the answer's key that holds the verdict; always written first
+    review_label: str  # the verdict that hands the case to a person: never an automatic decision
+    columns: dict  # the comparison table's KPI columns in order: title -> KPI name
 
     @property
     def folder(self):
@@ -40,7 +40,7 @@ class Task:
         return existing_file(self.folder / "prompt.md").read_text(encoding="utf-8").strip()
 
     def module(self, name):
-        """One of the task's own modules: data, kpis, synthetic, classical."""
+        """One of the task's own modules: data, kpis, synthetic, baseline."""
         return importlib.import_module(f"tasks.{self.name}.{name}")
 
     def messages(self, case):
@@ -60,6 +60,15 @@ class Task:
 
 def task_names():
     return sorted(path.parent.name for path in FOLDER.glob("*/task.yaml"))
+
+
+def task_named_in(step):
+    """The task that a step's command line names with --task, read before the step's own parser, which is the task's."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=step, add_help=False, allow_abbrev=False)
+    parser.add_argument("--task", default=DEFAULT)
+    return load_task(parser.parse_known_args()[0].task)
 
 
 def load_task(name=DEFAULT):

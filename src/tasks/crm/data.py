@@ -12,9 +12,14 @@ def check_case(case):
     if not isinstance(case, dict):
         return [f"'input' must be an object with record1 and record2, found {type(case).__name__}"]
     problems = [f"'input' has no {name!r}" for name in RECORDS if name not in case]
-    problems += [f"'input' has the unknown key {key!r}; only record1 and record2 are read" for key in case if key not in RECORDS]
-    problems += [f"input.{name} must be a JSON object, found {type(case[name]).__name__}"
-                 for name in RECORDS if name in case and not isinstance(case[name], dict)]
+    problems += [
+        f"'input' has the unknown key {key!r}; only record1 and record2 are read" for key in case if key not in RECORDS
+    ]
+    problems += [
+        f"input.{name} must be a JSON object, found {type(case[name]).__name__}"
+        for name in RECORDS
+        if name in case and not isinstance(case[name], dict)
+    ]
     return problems
 
 
@@ -30,7 +35,9 @@ def canonical(case):
     """
     if not case.keys() >= set(RECORDS):
         return case
-    records = sorted((sorted_keys(case[name]) for name in RECORDS), key=lambda record: json.dumps(record, sort_keys=True))
+    records = sorted(
+        (sorted_keys(case[name]) for name in RECORDS), key=lambda record: json.dumps(record, sort_keys=True)
+    )
     return dict(zip(RECORDS, records, strict=True))
 
 
@@ -40,15 +47,23 @@ def sorted_keys(value):
     return [sorted_keys(item) for item in value] if isinstance(value, list) else value
 
 
-SIDES = re.compile(r"\b(?:record ?_?[12]|(?:the )?(?:first|second|left|right|former|latter) (?:record|one|entry))\b", re.I)
+SIDES = re.compile(
+    r"\b(?:record ?_?[12]|(?:the )?(?:first|second|left|right|former|latter) (?:record|one|entry))\b", re.I
+)
 
 
 def field_evidence(case):
     """How the two records agree, field by field, in words that a program can show; what nobody compares stands last."""
     from tasks.crm.fields import evidence, uncompared
 
-    compared = [{"field": one.words, "relation": one.relation, "record1": one.left, "record2": one.right} for one in evidence(case)]
-    return compared + [{"field": key, "relation": "not_compared", "record1": left, "record2": right} for key, left, right in uncompared(case)]
+    compared = [
+        {"field": one.words, "relation": one.relation, "record1": one.left, "record2": one.right}
+        for one in evidence(case)
+    ]
+    return compared + [
+        {"field": key, "relation": "not_compared", "record1": left, "record2": right}
+        for key, left, right in uncompared(case)
+    ]
 
 
 def swap(case):

@@ -1,6 +1,7 @@
 """Who the synthetic records are about: people and organisations, and the others whom one takes for them.
 
-An entity is a dictionary from field to its true value. Two entities that share a true value agree in that field however it is written.
+An entity is a dictionary from field to its true value. Two entities that share a true value agree in that field however
+it is written.
 """
 
 import zlib
@@ -10,16 +11,36 @@ from functools import lru_cache
 from tasks.crm.pools import FREE_MAIL, JOBS, NUMBER_LAST, TRADES, latin
 
 SHARED_MAILBOXES = "info office sales contact mail admin hello accounts kontakt buero".split()
-FAMILY_GAP = (19, 38)       # years between parent and child
+FAMILY_GAP = (19, 38)  # years between parent and child
 SUFFIXES = ("Jr", "Sr", "II", "III")
 ADDRESS = ("number", "street", "unit", "city", "state", "postal", "country", "era")
 # What blocking brings two people together by; twice what it does more often.
-BLOCKED = ("first", "last", "last", "birth", "birth", "city", "postal", "job", "birthplace", "company", "street", "first", "gender", "state", "tax")
+BLOCKED = (
+    "first",
+    "last",
+    "last",
+    "birth",
+    "birth",
+    "city",
+    "postal",
+    "job",
+    "birthplace",
+    "company",
+    "street",
+    "first",
+    "gender",
+    "state",
+    "tax",
+)
 COMMON_ENDINGS = "com com com org net co biz".split()
-ENDINGS = ("io info co.uk de fr it es nl be ch at pl se no dk fi ie pt cz hu gr ro bg hr tr ru ua il in id my ph sg jp cn kr tw hk vn th au com.au nz ca us mx "
-           "com.br ar cl pe za ng ke gh eg ma ae sa pk bd np eu me tv app dev ai shop").split()
-LETTERS = "ABCDEFGHKLMNPRSTW"   # of postal codes
-VOWELS, CONSONANTS = "aeiou", "bcdfghklmnprstvw"
+ENDINGS = (
+    "io info co.uk de fr it es nl be ch at pl se no dk fi ie pt cz hu gr ro bg hr tr ru ua il in id my ph sg jp cn kr "
+    "tw hk vn th au com.au nz ca us mx "
+    "com.br ar cl pe za ng ke gh eg ma ae sa pk bd np eu me tv app dev ai shop"
+).split()
+LETTERS = "ABCDEFGHKLMNPRSTW"  # of postal codes
+VOWELS = "aeiou"
+CONSONANTS = "bcdfghklmnprstvw"
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,11 @@ def place(country, city, era):
     """
     key = zlib.crc32(f"{city}:{era}".encode())
     state = country.states[key % len(country.states)] if country.states else ""
-    start = LETTERS[key % 16] + LETTERS[key // 16 % 16] + str(1 + key // 256 % 29) if country.locale == "en_GB" else f"{key // 7 % 1000:03d}"
+    start = (
+        LETTERS[key % 16] + LETTERS[key // 16 % 16] + str(1 + key // 256 % 29)
+        if country.locale == "en_GB"
+        else f"{key // 7 % 1000:03d}"
+    )
     return Place(city, state, start, str(200 + key // 11 % 780))
 
 
@@ -60,7 +85,9 @@ def digits(rng, n):
 
 
 def name_from(rng, choices, invented=0.4):
-    """A name by frequency; many are made up of the halves of two or respelt, so that a model compares letters instead of knowing names."""
+    """A name by frequency; many are made up of the halves of two or respelt, so that a model compares letters instead
+    of knowing names.
+    """
     value = choices.pick(rng) if chance(rng, 0.7) else choices.even(rng)
     return invent(value, choices.even(rng), rng) if chance(rng, invented) else value
 
@@ -69,19 +96,28 @@ def invent(value, other, rng):
     """A new word that looks like its two parents."""
     if len(value) > 3 and len(other) > 3:
         cut = number(rng, 2, len(value) - 1)
-        value = value[:cut] + other[max(1, len(other) - number(rng, 2, 5)):].lower()
+        value = value[:cut] + other[max(1, len(other) - number(rng, 2, 5)) :].lower()
     if chance(rng, 0.3) and value.isascii() and len(value) > 3:
         at = number(rng, 1, len(value) - 1)
-        value = value[:at] + one_of(rng, CONSONANTS if value[at].lower() not in VOWELS else VOWELS) + value[at + 1:]
+        value = value[:at] + one_of(rng, CONSONANTS if value[at].lower() not in VOWELS else VOWELS) + value[at + 1 :]
     return value
 
 
 def address(rng, country, city=None, era=None):
     era = number(rng, 1, 500) if era is None else era
     where = place(country, city or name_from(rng, country.cities, 0.25), era)
-    return {"number": str(number(rng, 1, 99) if country.language in NUMBER_LAST or chance(rng, 0.3) else number(rng, 100, 9999)),
-            "street": (name_from(rng, country.streets, 0.25), one_of(rng, country.street_words)), "era": era, "unit": unit(rng, country),
-            "city": where.city, "state": where.state, "postal": where.postal + postal_end(rng, country), "country": country.locale[-2:]}
+    return {
+        "number": str(
+            number(rng, 1, 99) if country.language in NUMBER_LAST or chance(rng, 0.3) else number(rng, 100, 9999)
+        ),
+        "street": (name_from(rng, country.streets, 0.25), one_of(rng, country.street_words)),
+        "era": era,
+        "unit": unit(rng, country),
+        "city": where.city,
+        "state": where.state,
+        "postal": where.postal + postal_end(rng, country),
+        "country": country.locale[-2:],
+    }
 
 
 def unit(rng, country):
@@ -100,15 +136,30 @@ def postal_end(rng, country):
 
 
 def phone(rng, country, home=None):
-    area = place(country, home["city"], home["era"]).dialling if home and chance(rng, 0.7) else str(number(rng, 200, 989))
+    area = (
+        place(country, home["city"], home["era"]).dialling if home and chance(rng, 0.7) else str(number(rng, 200, 989))
+    )
     return area + digits(rng, 7 if country.phone_code in ("1", "7", "91", "86") else number(rng, 5, 7))
 
 
 def email(rng, person):
-    first, last = word(person["first"]), word(person["last"])
+    first = word(person["first"])
+    last = word(person["last"])
     year = str(person["birth"][0])
-    local = one_of(rng, (f"{first}.{last}", f"{first[:1]}{last}", f"{first}{last}", f"{first}_{last}", f"{last}.{first}", f"{first}{year[2:]}",
-                         f"{last}{digits(rng, 2)}", f"{first[:1]}.{last}", f"{first}{digits(rng, 3)}"))
+    local = one_of(
+        rng,
+        (
+            f"{first}.{last}",
+            f"{first[:1]}{last}",
+            f"{first}{last}",
+            f"{first}_{last}",
+            f"{last}.{first}",
+            f"{first}{year[2:]}",
+            f"{last}{digits(rng, 2)}",
+            f"{first[:1]}.{last}",
+            f"{first}{digits(rng, 3)}",
+        ),
+    )
     domain = mail_domain(person["company"]) if person["company"] and chance(rng, 0.5) else one_of(rng, FREE_MAIL)
     return f"{local}@{domain}"
 
@@ -139,7 +190,9 @@ def company(rng, country):
     elif kind < 0.58:
         name = f"{country.words.even(rng)} {one_of(rng, ('of', 'and', '&', 'de', 'on', 'for', 'at'))} {country.words.even(rng)}"
     elif kind < 0.66:
-        name = country.cities.even(rng) if chance(rng, 0.6) else f"{country.streets.even(rng)} {country.street_words[0]}"
+        name = (
+            country.cities.even(rng) if chance(rng, 0.6) else f"{country.streets.even(rng)} {country.street_words[0]}"
+        )
     elif kind < 0.71:
         name = country.men.even(rng) + one_of(rng, ("'s", "s", "", " and Sons", " Brothers", "'s Place"))
     elif kind < 0.75:
@@ -158,10 +211,21 @@ def person(rng, country):
     first_names = country.women if woman else country.men
     where = address(rng, country)
     employer = company(rng, country)[:2] if chance(rng, 0.6) else ""
-    entity = {"type": "person", "first": name_from(rng, first_names), "middle": first_names.even(rng) if chance(rng, 0.35) else "",
-              "last": name_from(rng, country.last), "suffix": one_of(rng, SUFFIXES) if chance(rng, 0.05) else "", "gender": "F" if woman else "M",
-              "birth": birth_date(rng), "birthplace": country.cities.even(rng), **where, "company": employer, "job": one_of(rng, JOBS),
-              "tax": digits(rng, number(rng, 7, 11)), "phone": phone(rng, country, where)}
+    entity = {
+        "type": "person",
+        "first": name_from(rng, first_names),
+        "middle": first_names.even(rng) if chance(rng, 0.35) else "",
+        "last": name_from(rng, country.last),
+        "suffix": one_of(rng, SUFFIXES) if chance(rng, 0.05) else "",
+        "gender": "F" if woman else "M",
+        "birth": birth_date(rng),
+        "birthplace": country.cities.even(rng),
+        **where,
+        "company": employer,
+        "job": one_of(rng, JOBS),
+        "tax": digits(rng, number(rng, 7, 11)),
+        "phone": phone(rng, country, where),
+    }
     if chance(rng, 0.12):
         entity["last"] = f"{entity['last']}{'-' if chance(rng, 0.5) else ' '}{country.last.even(rng)}"
     if entity["company"] and chance(rng, 0.1):
@@ -187,8 +251,18 @@ def organisation(rng, country):
     agency = company(rng, country)[0] if chance(rng, 0.5) else ""
     if agency and chance(rng, 0.25):
         name = f"{agency}{one_of(rng, (' - ', ' ', ': '))}{name}"
-    return {"type": "org", "org": name, "legal": legal, "industry": trade[2], "agency": agency, "phone": phone(rng, country, where),
-            "email": f"{mailbox}@{site}", "website": site, **where, "tax": digits(rng, number(rng, 8, 12))}
+    return {
+        "type": "org",
+        "org": name,
+        "legal": legal,
+        "industry": trade[2],
+        "agency": agency,
+        "phone": phone(rng, country, where),
+        "email": f"{mailbox}@{site}",
+        "website": site,
+        **where,
+        "tax": digits(rng, number(rng, 8, 12)),
+    }
 
 
 def updated(entity, rng, country):
@@ -222,8 +296,11 @@ def updated_person(entity, rng, country):
     change = rng.random()
     if chance(rng, 0.3):
         year, month, day = entity["birth"]
-        entity["birth"] = (year + number(rng, -9, 9) if chance(rng, 0.5) else year, min(12, max(1, month + number(rng, -3, 3))),
-                           min(28, max(1, day + number(rng, -9, 9))))
+        entity["birth"] = (
+            year + number(rng, -9, 9) if chance(rng, 0.5) else year,
+            min(12, max(1, month + number(rng, -3, 3))),
+            min(28, max(1, day + number(rng, -9, 9))),
+        )
     if change < 0.4:
         entity |= address(rng, country, *((entity["city"], entity["era"]) if chance(rng, 0.4) else ()))
     if 0.3 < change < 0.6:
@@ -232,7 +309,7 @@ def updated_person(entity, rng, country):
         entity |= {"company": company(rng, country)[:2], "job": one_of(rng, JOBS)}
     if change > 0.6:
         entity["email"] = email(rng, entity)
-    if chance(rng, 0.06):    # known by another name
+    if chance(rng, 0.06):  # known by another name
         entity["first"] = name_from(rng, country.women if entity["gender"] == "F" else country.men)
     if change > 0.9 and entity["gender"] == "F":
         entity["last"] = name_from(rng, country.last)
@@ -267,12 +344,19 @@ def by_share(rng, kinds):
 def namesake(other, entity, rng):
     """One name, sometimes in the same town, firm or trade."""
     other |= shared(entity, "first", "last", "gender", *(("middle",) if chance(rng, 0.3) else ()))
-    other |= shared(entity, *one_of(rng, ((), ("city", "state"), ("company",), ("job",), ("country", "birthplace"), ("city", "state", "postal"))))
+    other |= shared(
+        entity,
+        *one_of(
+            rng, ((), ("city", "state"), ("company",), ("job",), ("country", "birthplace"), ("city", "state", "postal"))
+        ),
+    )
 
 
 def household(other, entity, rng):
     """Spouse, sibling, twin."""
-    other |= shared(entity, "last", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()), *(("email",) if chance(rng, 0.15) else ()))
+    other |= shared(
+        entity, "last", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()), *(("email",) if chance(rng, 0.15) else ())
+    )
     if chance(rng, 0.25):
         other["birth"] = entity["birth"]
     if chance(rng, 0.2) and entity["first"]:
@@ -282,15 +366,28 @@ def household(other, entity, rng):
 def child(other, entity, rng):
     """Parent and child of one name."""
     year = entity["birth"][0] + number(rng, *FAMILY_GAP)
-    other |= shared(entity, "first", "last", "gender", *ADDRESS, *(("phone",) if chance(rng, 0.6) else ()), *(("email",) if chance(rng, 0.3) else ()))
+    other |= shared(
+        entity,
+        "first",
+        "last",
+        "gender",
+        *ADDRESS,
+        *(("phone",) if chance(rng, 0.6) else ()),
+        *(("email",) if chance(rng, 0.3) else ()),
+    )
     suffixes = [suffix for suffix in SUFFIXES if suffix != entity["suffix"]]
-    other |= {"birth": (year, *other["birth"][1:]), "suffix": one_of(rng, suffixes[:2]) if chance(rng, 0.7) else "",
-              "middle": one_of(rng, (entity["middle"], ""))}
+    other |= {
+        "birth": (year, *other["birth"][1:]),
+        "suffix": one_of(rng, suffixes[:2]) if chance(rng, 0.7) else "",
+        "middle": one_of(rng, (entity["middle"], "")),
+    }
 
 
 def colleague(other, entity, rng):
     """One firm, the switchboard's number, the shared mailbox."""
-    other |= shared(entity, "company", *(("phone",) if chance(rng, 0.5) else ()), *(ADDRESS if chance(rng, 0.5) else ()))
+    other |= shared(
+        entity, "company", *(("phone",) if chance(rng, 0.5) else ()), *(ADDRESS if chance(rng, 0.5) else ())
+    )
     if is_shared(entity["email"]):
         other["email"] = entity["email"]
     if chance(rng, 0.2):
@@ -300,7 +397,9 @@ def colleague(other, entity, rng):
 def near_namesake(other, entity, rng):
     """Names alike to the eye."""
     other["last"] = misspelt(entity["last"], rng)
-    other |= shared(entity, "gender", *one_of(rng, ((), ("first",), ("city", "state"), ("birth",), ("first", "city", "state"))))
+    other |= shared(
+        entity, "gender", *one_of(rng, ((), ("first",), ("city", "state"), ("birth",), ("first", "city", "state")))
+    )
 
 
 def blocked_person(other, entity, rng):
@@ -319,10 +418,22 @@ def blocked_person(other, entity, rng):
 
 def branch(other, entity, rng):
     """Another branch of the chain."""
-    other |= shared(entity, "org", "legal", "industry", "agency", "website", *(("email",) if chance(rng, 0.3) else ()),
-                    *(("phone",) if chance(rng, 0.3) else ()), *(("city", "state") if chance(rng, 0.5) else ()), *(("postal",) if chance(rng, 0.3) else ()))
-    if chance(rng, 0.3):    # up the street
-        other |= shared(entity, *ADDRESS, *(("phone",) if chance(rng, 0.5) else ())) | {"number": digits(rng, number(rng, 1, 4)).lstrip("0") or "7"}
+    other |= shared(
+        entity,
+        "org",
+        "legal",
+        "industry",
+        "agency",
+        "website",
+        *(("email",) if chance(rng, 0.3) else ()),
+        *(("phone",) if chance(rng, 0.3) else ()),
+        *(("city", "state") if chance(rng, 0.5) else ()),
+        *(("postal",) if chance(rng, 0.3) else ()),
+    )
+    if chance(rng, 0.3):  # up the street
+        other |= shared(entity, *ADDRESS, *(("phone",) if chance(rng, 0.5) else ())) | {
+            "number": digits(rng, number(rng, 1, 4)).lstrip("0") or "7"
+        }
     if chance(rng, 0.2):
         other["org"] = f"{entity['org']} {one_of(rng, ('2', 'II', 'North', 'West', 'Downtown', other['city']))}"
 
@@ -331,21 +442,43 @@ def subsidiary(other, entity, rng):
     """Parent and subsidiary."""
     kind = one_of(rng, ("Holding", "Group", "International", "Services", "Capital", "Logistics"))
     other |= {"org": f"{entity['org'].rsplit(' ', 1)[0]} {kind}"} | shared(entity, "website", "country")
-    other |= shared(entity, *(ADDRESS if chance(rng, 0.4) else ("city", "state")), *(("phone",) if chance(rng, 0.3) else ()))
+    other |= shared(
+        entity, *(ADDRESS if chance(rng, 0.4) else ("city", "state")), *(("phone",) if chance(rng, 0.3) else ())
+    )
 
 
 def neighbour(other, entity, rng):
     """Next door, or in the same house."""
-    other |= shared(entity, "street", "city", "state", "postal", "country", *(("number",) if chance(rng, 0.4) else ()),
-                    *(("industry",) if chance(rng, 0.4) else ()))
+    other |= shared(
+        entity,
+        "street",
+        "city",
+        "state",
+        "postal",
+        "country",
+        *(("number",) if chance(rng, 0.4) else ()),
+        *(("industry",) if chance(rng, 0.4) else ()),
+    )
 
 
 def near_name(other, entity, rng):
     """The names differ in one word or have one in common."""
-    mine, theirs = entity["org"].split(), other["org"].split()
+    mine = entity["org"].split()
+    theirs = other["org"].split()
     other["org"] = " ".join([*mine[:-1], theirs[-1]] if chance(rng, 0.5) else [theirs[0], *mine[1:]])
-    other |= shared(entity, *one_of(rng, (("city", "state"), ("industry",), ("city", "state", "industry"), ("city", "state", "postal", "agency"),
-                                          ("street", "city"))))
+    other |= shared(
+        entity,
+        *one_of(
+            rng,
+            (
+                ("city", "state"),
+                ("industry",),
+                ("city", "state", "industry"),
+                ("city", "state", "postal", "agency"),
+                ("street", "city"),
+            ),
+        ),
+    )
 
 
 def other_site(other, entity, rng):
@@ -355,11 +488,27 @@ def other_site(other, entity, rng):
 
 def blocked_organisation(other, entity, rng):
     """What blocking brings together: any few fields agree."""
-    other |= shared(entity, *rng.sample(("city", "state", "postal", "industry", "agency", "street", "country"), number(rng, 1, 3)))
+    other |= shared(
+        entity, *rng.sample(("city", "state", "postal", "industry", "agency", "street", "country"), number(rng, 1, 3))
+    )
 
 
-PEOPLE_ALIKE = ((0.10, namesake), (0.20, household), (0.27, child), (0.36, colleague), (0.48, near_namesake), (1.0, blocked_person))
-ORGANISATIONS_ALIKE = ((0.25, branch), (0.35, subsidiary), (0.5, neighbour), (0.72, near_name), (0.82, other_site), (1.0, blocked_organisation))
+PEOPLE_ALIKE = (
+    (0.10, namesake),
+    (0.20, household),
+    (0.27, child),
+    (0.36, colleague),
+    (0.48, near_namesake),
+    (1.0, blocked_person),
+)
+ORGANISATIONS_ALIKE = (
+    (0.25, branch),
+    (0.35, subsidiary),
+    (0.5, neighbour),
+    (0.72, near_name),
+    (0.82, other_site),
+    (1.0, blocked_organisation),
+)
 
 
 def shared(entity, *fields):
@@ -368,8 +517,20 @@ def shared(entity, *fields):
 
 def misspelt(name, rng):
     """Another real name one letter away, as Smith and Smyth, Meier and Meyer."""
-    swaps = [("i", "y"), ("e", "a"), ("o", "u"), ("ss", "s"), ("ck", "k"), ("th", "t"), ("n", "nn"), ("er", "ers"), ("son", "sen"), ("v", "w"),
-             ("c", "k"), ("m", "n")]
+    swaps = [
+        ("i", "y"),
+        ("e", "a"),
+        ("o", "u"),
+        ("ss", "s"),
+        ("ck", "k"),
+        ("th", "t"),
+        ("n", "nn"),
+        ("er", "ers"),
+        ("son", "sen"),
+        ("v", "w"),
+        ("c", "k"),
+        ("m", "n"),
+    ]
     for old, new in rng.sample(swaps, 4):
         if old in name[1:]:
             return name[0] + name[1:].replace(old, new, 1)
@@ -379,5 +540,13 @@ def misspelt(name, rng):
 def near_date(birth, rng):
     """Another day in the same month, month or year: two people, not a slip."""
     year, month, day = birth
-    return one_of(rng, ((year, month, number(rng, 1, 28)), (year, number(rng, 1, 12), day), (year + number(rng, 1, 9), month, day),
-                        (year, number(rng, 1, 12), number(rng, 1, 28)), (year, 1, 1)))
+    return one_of(
+        rng,
+        (
+            (year, month, number(rng, 1, 28)),
+            (year, number(rng, 1, 12), day),
+            (year + number(rng, 1, 9), month, day),
+            (year, number(rng, 1, 12), number(rng, 1, 28)),
+            (year, 1, 1),
+        ),
+    )

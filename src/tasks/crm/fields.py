@@ -13,63 +13,111 @@ from tasks.crm.data import plain
 
 # kind -> the key names that mean it, as words; how a key writes them (case, underscores, spaces) does not matter.
 KINDS = {
-    "name": "name|full name|contact name|display name|customer name|person|person name|client|nombre completo|nom complet|naam|nome completo",
+    "name": "name|full name|contact name|display name|customer name|person|person name|client|nombre completo|nom "
+    "complet|naam|nome completo",
     "first_name": "first name|given name|forename|fname|first|givenname|vorname|prénom|nombre|voornaam|nome|imię|имя|名",
     "middle_name": "middle name|middle initial|second name|mname|middle|zweiter vorname|отчество",
-    "last_name": "last name|surname|family name|lname|last|nachname|familienname|nom|apellido|apellidos|achternaam|cognome|nazwisko|фамилия|姓",
-    "company": "company|company name|organization|organisation|organization name|organisation name|employer|account|account name|business|business name"
-               "|legal name|site name|store name|firma|unternehmen|société|entreprise|empresa|azienda|bedrijf|компания|会社名",
+    "last_name": "last name|surname|family "
+    "name|lname|last|nachname|familienname|nom|apellido|apellidos|achternaam|cognome|nazwisko|фамилия|姓",
+    "company": "company|company name|organization|organisation|organization name|organisation "
+    "name|employer|account|account name|business|business name"
+    "|legal name|site name|store name|firma|unternehmen|société|entreprise|empresa|azienda|bedrijf|компания|会社名",
     "agency": "agency|parent company|parent account|parent|operator|owner|group name|holding|träger|programme|program",
     "industry": "industry|sector|type|category|business type|branche|line of business",
-    "email": "email|email address|mail|email id|primary email|work email|mail address|contact email|correo|courriel|почта",
-    "phone": "phone|phone number|telephone|tel|mobile|mobile phone|cell|fax|work phone|home phone|primary phone|contact phone|telefon|téléphone|teléfono"
-             "|telefono|telefoon|телефон|電話",
-    "street": "street|street address|address|address line|address line 1|address 1|addr|line 1|mailing street|billing street|full address|street name"
-              "|strasse|straße|anschrift|adresse|rue|calle|dirección|indirizzo|straat|улица|адрес|住所",
-    "house_number": "house number|street number|building number|house no|number|nr|hausnummer|numéro|número|numero civico|huisnummer|дом",
+    "email": "email|email address|mail|email id|primary email|work email|mail address|contact "
+    "email|correo|courriel|почта",
+    "phone": "phone|phone number|telephone|tel|mobile|mobile phone|cell|fax|work phone|home phone|primary "
+    "phone|contact phone|telefon|téléphone|teléfono"
+    "|telefono|telefoon|телефон|電話",
+    "street": "street|street address|address|address line|address line 1|address 1|addr|line 1|mailing street|billing "
+    "street|full address|street name"
+    "|strasse|straße|anschrift|adresse|rue|calle|dirección|indirizzo|straat|улица|адрес|住所",
+    "house_number": "house number|street number|building number|house no|number|nr|hausnummer|numéro|número|numero "
+    "civico|huisnummer|дом",
     "unit": "unit|apartment|suite|address 2|address line 2|line 2|apt|flat",
-    "city": "city|town|locality|municipality|mailing city|billing city|suburb|place|ort|stadt|wohnort|ville|ciudad|città|plaats|miasto|город|市",
-    "postal_code": "postal code|postcode|zip|zip code|plz|postleitzahl|mailing postal code|billing postal code|code postal|código postal|cap|индекс|郵便番号",
+    "city": "city|town|locality|municipality|mailing city|billing "
+    "city|suburb|place|ort|stadt|wohnort|ville|ciudad|città|plaats|miasto|город|市",
+    "postal_code": "postal code|postcode|zip|zip code|plz|postleitzahl|mailing postal code|billing postal code|code "
+    "postal|código postal|cap|индекс|郵便番号",
     "state": "state|province|region|county|state province|bundesland|provincia|état",
     "country": "country|country code|country name|nation|land|pays|país|paese|страна",
-    "birth_date": "birth date|date of birth|dob|birthday|born|birth|geburtsdatum|date de naissance|fecha de nacimiento|data di nascita|дата рождения|生年月日",
+    "birth_date": "birth date|date of birth|dob|birthday|born|birth|geburtsdatum|date de naissance|fecha de "
+    "nacimiento|data di nascita|дата рождения|生年月日",
     "birth_place": "birth place|place of birth|birthplace|pob|geburtsort|lieu de naissance",
     "gender": "gender|sex|geschlecht|sexe|sexo|sesso|пол",
     "website": "website|url|web|homepage|domain|web site|webseite|site web|sitio web",
     "job_title": "job title|title|position|role|occupation|profession|job|beruf|métier|cargo|функция",
-    "tax_id": "tax id|vat|vat id|vat number|ein|tax number|ssn|national id|soc sec id|steuernummer|ust id|nif|siret|partita iva|инн",
+    "tax_id": "tax id|vat|vat id|vat number|ein|tax number|ssn|national id|soc sec id|steuernummer|ust "
+    "id|nif|siret|partita iva|инн",
 }
-KIND_OF_KEY = {re.sub(r"[\W_]+", "", words).lower(): kind for kind, aliases in KINDS.items() for words in aliases.split("|")}
+KIND_OF_KEY = {
+    re.sub(r"[\W_]+", "", words).lower(): kind for kind, aliases in KINDS.items() for words in aliases.split("|")
+}
 # Words that say whose or which field it is, not what it holds: contact_email, BillingCity, customerFirstName.
-WHOSE = re.compile(r"^(?:contact|customer|client|person|primary|main|mailing|billing|shipping|home|work|office|current|crm|kunde|lead|acct|account)(?=.)")
+WHOSE = re.compile(
+    r"^(?:contact|customer|client|person|primary|main|mailing|billing|shipping|home|work|office|current|crm|kunde|lead|acct|account)(?=.)"
+)
 # Keys that name the row in its own system, and free remarks, say nothing about who it is.
-IGNORED_KEYS = frozenset("id recordid recid rowid contactid customerid accountid crmid externalid uuid guid key source sourceid sourcesystem "
-                         "createdat updatedat created updated modified lastmodified lastupdated createdon modifiedon creationdate "
-                         "note notes comment comments remark remarks description memo bemerkung bemerkungen".split())
+IGNORED_KEYS = frozenset(
+    "id recordid recid rowid contactid customerid accountid crmid externalid uuid guid key source sourceid "
+    "sourcesystem "
+    "createdat updatedat created updated modified lastmodified lastupdated createdon modifiedon creationdate "
+    "note notes comment comments remark remarks description memo bemerkung bemerkungen".split()
+)
 SIMILAR_AT = 82
-NOTHING = frozenset(("", "n/a", "na", "-", "--", "none", "null", "nan", "unknown", "not available", "?", "."))    # how systems write that they know nothing
+NOTHING = frozenset(
+    ("", "n/a", "na", "-", "--", "none", "null", "nan", "unknown", "not available", "?", ".")
+)  # how systems write that they know nothing
 NUMBERS = frozenset(("phone", "postal_code", "tax_id", "birth_date", "house_number"))
 HELD_WITHIN = frozenset(("street", "company", "name"))  # a longer form holds the shorter one whole
 BETWEEN_WORDS = re.compile(r"[\s,;/]+")
-NUMBERED = re.compile(r"\d$")      # Attribute_2, col7: a key that names nothing
-TELLTALE = [("email", re.compile(r"[^@\s]+@[^@\s]+$")),
-            ("birth_date", re.compile(r"(?:\d{1,2}[-./]\d{1,2}[-./](?:1[5-9]|20)\d\d|(?:1[5-9]|20)\d\d[-./]\d\d[-./]\d\d)$")),
-            ("website", re.compile(r"(?:https?://|www\.)\S+$")), ("phone", re.compile(r"\+?[\d ().\-/]{7,}$"))]
+NUMBERED = re.compile(r"\d$")  # Attribute_2, col7: a key that names nothing
+TELLTALE = [
+    ("email", re.compile(r"[^@\s]+@[^@\s]+$")),
+    ("birth_date", re.compile(r"(?:\d{1,2}[-./]\d{1,2}[-./](?:1[5-9]|20)\d\d|(?:1[5-9]|20)\d\d[-./]\d\d[-./]\d\d)$")),
+    ("website", re.compile(r"(?:https?://|www\.)\S+$")),
+    ("phone", re.compile(r"\+?[\d ().\-/]{7,}$")),
+]
 NAME_PARTS = ("first_name", "last_name")
 MONTHS = frozenset(f"{month:02}" for month in range(1, 13))
-STREET_WORDS = {"st": "street", "str": "street", "strasse": "street", "ave": "avenue", "av": "avenue", "rd": "road", "dr": "drive", "ln": "lane",
-                "blvd": "boulevard", "blv": "boulevard", "bd": "boulevard", "ct": "court", "pl": "place", "sq": "square", "hwy": "highway",
-                "pkwy": "parkway", "ter": "terrace", "cir": "circle", "n": "north", "s": "south", "e": "east", "w": "west",
-                "c": "calle", "avda": "avenida"}
-LEGAL_FORMS = re.compile(r"\b(inc|incorporated|ltd|limited|llc|corp|corporation|co|company|gmbh|ag|sa|sas|sarl|srl|spa|bv|nv|ab|oy|plc|ooo|kk|pty)\b\.?", re.I)
+STREET_WORDS = {
+    "st": "street",
+    "str": "street",
+    "strasse": "street",
+    "ave": "avenue",
+    "av": "avenue",
+    "rd": "road",
+    "dr": "drive",
+    "ln": "lane",
+    "blvd": "boulevard",
+    "blv": "boulevard",
+    "bd": "boulevard",
+    "ct": "court",
+    "pl": "place",
+    "sq": "square",
+    "hwy": "highway",
+    "pkwy": "parkway",
+    "ter": "terrace",
+    "cir": "circle",
+    "n": "north",
+    "s": "south",
+    "e": "east",
+    "w": "west",
+    "c": "calle",
+    "avda": "avenida",
+}
+LEGAL_FORMS = re.compile(
+    r"\b(inc|incorporated|ltd|limited|llc|corp|corporation|co|company|gmbh|ag|sa|sas|sarl|srl|spa|bv|nv|ab|oy|plc|ooo|kk|pty)\b\.?",
+    re.I,
+)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    kind: str       # what the field means; an unknown key is a kind of its own
+    kind: str  # what the field means; an unknown key is a kind of its own
     left: str
     right: str
-    relation: str   # same, similar, different, left_only, right_only
+    relation: str  # same, similar, different, left_only, right_only
 
     @property
     def words(self):
@@ -78,14 +126,19 @@ class Evidence:
 
 def evidence(case):
     """One Evidence per kind of field that either record fills."""
-    left, right = by_kind(case["record1"]), by_kind(case["record2"])
+    left = by_kind(case["record1"])
+    right = by_kind(case["record2"])
     _meet_at_full_name(left, right)
-    return [Evidence(kind, left.get(kind, ""), right.get(kind, ""), relation(kind, left.get(kind, ""), right.get(kind, "")))
-            for kind in dict.fromkeys([*left, *right])]
+    return [
+        Evidence(kind, left.get(kind, ""), right.get(kind, ""), relation(kind, left.get(kind, ""), right.get(kind, "")))
+        for kind in dict.fromkeys([*left, *right])
+    ]
 
 
 def uncompared(case):
-    """(key, value in the one record, in the other) of keys that carry no evidence by themselves: ids, remarks, time stamps."""
+    """(key, value in the one record, in the other) of keys that carry no evidence by themselves: ids, remarks, time
+    stamps.
+    """
     found = [{}, {}]
     for values, record in zip(found, (case["record1"], case["record2"]), strict=True):
         for key, value in flat(record):
@@ -133,7 +186,9 @@ def kind_of(key):
 
 
 def _meet_at_full_name(left, right):
-    """Where one side has a full name and the other its parts, compare both as full names; likewise an organisation's one name."""
+    """Where one side has a full name and the other its parts, compare both as full names; likewise an organisation's
+    one name.
+    """
     for a, b in ((left, right), (right, left)):
         if "name" in a and "name" not in b and ("first_name" in b or "last_name" in b):
             b["name"] = " ".join(b.pop(part) for part in NAME_PARTS if part in b)
@@ -148,7 +203,8 @@ def _meet_at_full_name(left, right):
 def relation(kind, left, right):
     if not left or not right:
         return "left_only" if left else "right_only"
-    a, b = normal(kind, left), normal(kind, right)
+    a = normal(kind, left)
+    b = normal(kind, right)
     if a == b:
         return "same"
     return "similar" if similarity(kind, a, b) >= SIMILAR_AT else "different"
@@ -157,7 +213,11 @@ def relation(kind, left, right):
 def similarity(kind, a, b):
     """0 to 100 between two normalised values; numbers are the same or not, one slip in a long one is similar."""
     if kind in NUMBERS:
-        return fuzz.ratio(a, b) if len(a) >= 7 and len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) <= 2 else 0.0
+        return (
+            fuzz.ratio(a, b)
+            if len(a) >= 7 and len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) <= 2
+            else 0.0
+        )
     if kind in HELD_WITHIN:
         fewer, more = sorted((set(a.split()), set(b.split())), key=len)
         if len(fewer) > 1 and fewer <= more:
@@ -165,14 +225,19 @@ def similarity(kind, a, b):
     if kind in ("first_name", "name") and same_but_nickname(a, b):
         return 90.0
     if kind in ("first_name", "middle_name") and min(len(a), len(b)) == 1 and a[:1] == b[:1]:
-        return 85.0     # an initial that fits
+        return 85.0  # an initial that fits
     return max(fuzz.ratio(a, b), fuzz.token_sort_ratio(a, b))
 
 
 def same_but_nickname(a, b):
     """Bob Miller and Robert Miller: every word is shared or a known short form."""
-    left, right = a.split(), b.split()
-    return bool(left) and len(left) == len(right) and all(x == y or y in short_forms(x) for x, y in zip(left, right, strict=True))
+    left = a.split()
+    right = b.split()
+    return (
+        bool(left)
+        and len(left) == len(right)
+        and all(x == y or y in short_forms(x) for x, y in zip(left, right, strict=True))
+    )
 
 
 @lru_cache(maxsize=20_000)

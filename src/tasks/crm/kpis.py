@@ -7,22 +7,36 @@ from dataclasses import dataclass
 from tasks.crm.fields import KINDS, evidence, normal, relation, similarity
 
 # The relations of a field's two values for which a statement is true; `near` values may be called either.
-TRUE_OF = {"same": {"same"}, "similar": {"similar", "same", "near"}, "different": {"different", "similar", "near"},
-           "missing": {"left_only", "right_only"}}
-NEAR_AT = 75    # Smith and Smyth, Oak Street and Oak St
+TRUE_OF = {
+    "same": {"same"},
+    "similar": {"similar", "same", "near"},
+    "different": {"different", "similar", "near"},
+    "missing": {"left_only", "right_only"},
+}
+NEAR_AT = 75  # Smith and Smyth, Oak Street and Oak St
 OPPOSITE = {"same": "different", "similar": "different", "different": "same"}
 # First hit decides. A claim that comparing two texts cannot check is neither true nor false.
 POLARITY = [
     ("unchecked", r"nickname\w*|short(?:ened)? form|abbreviat\w*|diminutive|initials?|transliterat\w*|maiden|married"),
     ("similar", r"slight\w*|minor|format\w*|typos?|misspel\w*|spell\w*|transpos\w*|variants?|variations?"),
-    ("missing", r"missing|absent|lack\w*|blank|empty|null|unavailable|unknown|omitted|no \w+ (?:on|in) one|one side|one record"
-                r"|only (?:in|on|given|present|listed|appears?|available|provided|record ?[12]|the (?:first|second|left|right|other) \w+)"
-                r"|not (?:given|provided|present|listed|available|recorded|there|have|filled)|n['’]t have"),
-    ("different", r"differ\w*|mismatch\w*|unmatched|conflict\w*|disagree\w*|unequal|contradict\w*|dissimilar|distinct|var(?:y|ies)|chang\w*"
-                  r"|inconsistent|another|unrelated|vs|versus"),
+    (
+        "missing",
+        r"missing|absent|lack\w*|blank|empty|null|unavailable|unknown|omitted|no \w+ (?:on|in) one|one side|one record"
+        r"|only (?:in|on|given|present|listed|appears?|available|provided|record ?[12]|the "
+        r"(?:first|second|left|right|other) \w+)"
+        r"|not (?:given|provided|present|listed|available|recorded|there|have|filled)|n['’]t have",
+    ),
+    (
+        "different",
+        r"differ\w*|mismatch\w*|unmatched|conflict\w*|disagree\w*|unequal|contradict\w*|dissimilar|distinct|var(?:y|ies)|chang\w*"
+        r"|inconsistent|another|unrelated|vs|versus",
+    ),
     ("similar", r"similar|closely|close|nearly|almost|resembl\w*|alike|partial\w*"),
-    ("same", r"match\w*|same|identical|equal|equals|equivalent|agree\w*|shared?|shares|sharing|overlap\w*|coincid\w*|consistent|common"
-             r"|exact\w*|align\w*"),
+    (
+        "same",
+        r"match\w*|same|identical|equal|equals|equivalent|agree\w*|shared?|shares|sharing|overlap\w*|coincid\w*|consistent|common"
+        r"|exact\w*|align\w*",
+    ),
     ("missing", r"no|without|neither"),
 ]
 POLARITY = [(name, re.compile(rf"\b(?:{pattern})\b", re.I)) for name, pattern in POLARITY]
@@ -30,28 +44,59 @@ NEGATION = re.compile(r"\b(?:not(?! only)|no|neither|nor|never|none|without|non)
 EXCEPT = re.compile(r"\b(?:except|apart from|aside from|other than)\b", re.I)
 ALSO = re.compile(r"\b(?:as do|as does|as is|as are|so do|so does|also|too|likewise|as well)\b", re.I)
 # Words about the two cases as a whole, parts of a value, and values themselves: nothing about a field.
-ASIDE = re.compile(r"\b(?:same|different|distinct|separate|unrelated) (?:real-world )?(?:persons?|people|individuals?|customers?|contacts?|records?"
-                   r"|entit(?:y|ies)|organi[sz]ations?)\b|\b(?:no|likely|probable|possible|potential|clear|strong|definite) (?:match|duplicate)\b"
-                   r"(?=\s*[:.;,])|\be?-?mail domains?\b|\b(?:area|country|dialling|dialing) codes?\b|\S+@\S+|\"[^\"]*\""
-                   r"|\([^()]*\b(?:vs|versus)\b[^()]*\)", re.I)
-CLAUSE = re.compile(r";|\.(?=\s|$)|,?\s\b(?:but|while|whereas|although|though|yet|however|despite|because|since)\b", re.I)
+ASIDE = re.compile(
+    r"\b(?:same|different|distinct|separate|unrelated) (?:real-world "
+    r")?(?:persons?|people|individuals?|customers?|contacts?|records?"
+    r"|entit(?:y|ies)|organi[sz]ations?)\b|\b(?:no|likely|probable|possible|potential|clear|strong|definite) "
+    r"(?:match|duplicate)\b"
+    r"(?=\s*[:.;,])|\be?-?mail domains?\b|\b(?:area|country|dialling|dialing) codes?\b|\S+@\S+|\"[^\"]*\""
+    r"|\([^()]*\b(?:vs|versus)\b[^()]*\)",
+    re.I,
+)
+CLAUSE = re.compile(
+    r";|\.(?=\s|$)|,?\s\b(?:but|while|whereas|although|though|yet|however|despite|because|since)\b", re.I
+)
 PART = re.compile(r",|&|\band\b|\bor\b|\bplus\b|(?=\b(?:except|apart from|aside from|other than)\b)", re.I)
 SPELLINGS = {
-    "name": ["full name", "contact name", "customer name", "name"], "first_name": ["first name", "given name", "forename"],
-    "last_name": ["last name", "surname", "family name"], "middle_name": ["middle name", "middle initial"],
-    "company": ["company name", "account name", "business name", "legal name", "company", "companies", "organisation", "organization", "employer"],
-    "email": ["email address", "e-mail", "email"], "phone": ["phone number", "telephone", "phone", "mobile", "cell"],
-    "street": ["street address", "street name", "street"], "city": ["city", "cities", "town"],
-    "postal_code": ["postal code", "postcode", "zip code", "zip"], "state": ["state", "province", "region"], "country": ["country", "countries"],
-    "birth_date": ["birth date", "date of birth", "dates of birth", "birthday", "dob"], "website": ["website", "web site", "domain", "url"],
-    "birth_place": ["birth place", "place of birth", "birthplace"], "gender": ["gender", "sex"],
-    "house_number": ["house number", "street number"], "unit": ["unit", "apartment", "suite"],
-    "agency": ["agency", "parent company"], "industry": ["industry", "sector"],
-    "job_title": ["job title", "title", "position", "occupation"], "tax_id": ["tax id", "tax number", "vat number", "vat"],
+    "name": ["full name", "contact name", "customer name", "name"],
+    "first_name": ["first name", "given name", "forename"],
+    "last_name": ["last name", "surname", "family name"],
+    "middle_name": ["middle name", "middle initial"],
+    "company": [
+        "company name",
+        "account name",
+        "business name",
+        "legal name",
+        "company",
+        "companies",
+        "organisation",
+        "organization",
+        "employer",
+    ],
+    "email": ["email address", "e-mail", "email"],
+    "phone": ["phone number", "telephone", "phone", "mobile", "cell"],
+    "street": ["street address", "street name", "street"],
+    "city": ["city", "cities", "town"],
+    "postal_code": ["postal code", "postcode", "zip code", "zip"],
+    "state": ["state", "province", "region"],
+    "country": ["country", "countries"],
+    "birth_date": ["birth date", "date of birth", "dates of birth", "birthday", "dob"],
+    "website": ["website", "web site", "domain", "url"],
+    "birth_place": ["birth place", "place of birth", "birthplace"],
+    "gender": ["gender", "sex"],
+    "house_number": ["house number", "street number"],
+    "unit": ["unit", "apartment", "suite"],
+    "agency": ["agency", "parent company"],
+    "industry": ["industry", "sector"],
+    "job_title": ["job title", "title", "position", "occupation"],
+    "tax_id": ["tax id", "tax number", "vat number", "vat"],
     "address": ["mailing address", "address"],
 }
 # A statement about the whole speaks of its parts.
-PARTS_OF = {"name": ("first_name", "last_name"), "address": ("street", "house_number", "city", "postal_code", "state", "country")}
+PARTS_OF = {
+    "name": ("first_name", "last_name"),
+    "address": ("street", "house_number", "city", "postal_code", "state", "country"),
+}
 assert SPELLINGS.keys() == KINDS.keys() | {"address"}
 
 
@@ -61,12 +106,14 @@ class Part:
 
     kinds: list[str]
     polarity: str | None
-    leads: bool         # the word stands before the field, as in `same email`, and so holds for the list that follows
+    leads: bool  # the word stands before the field, as in `same email`, and so holds for the list that follows
     also: bool
 
 
 def statements(reasoning, kinds):
-    """(kind, polarity or None) for each field that a reasoning names; kinds are the case's own fields besides the known ones."""
+    """(kind, polarity or None) for each field that a reasoning names; kinds are the case's own fields besides the known
+    ones.
+    """
     pattern, kind_of = mention_pattern(kinds)
     found = []
     for clause in CLAUSE.split(ASIDE.sub(" ", spaced(reasoning, kinds))):
@@ -78,15 +125,25 @@ def statements(reasoning, kinds):
 
 
 def spaced(reasoning, kinds):
-    """Key names as words: `first_name` and `FirstName` are the first name; a case's own key of no known kind stays as it is."""
+    """Key names as words: `first_name` and `FirstName` are the first name; a case's own key of no known kind stays as
+    it is.
+    """
     own = set(kinds) - SPELLINGS.keys()
-    words = (word if word.lower() in own else re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", word) for word in re.split(r"(\W+)", reasoning))
+    words = (
+        word if word.lower() in own else re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", word)
+        for word in re.split(r"(\W+)", reasoning)
+    )
     return re.sub(r"\bfirst (?:and|&) last name", "first name and last name", "".join(words), flags=re.I)
 
 
 def mention_pattern(kinds):
     kind_of = {spelling: kind for kind, spellings in SPELLINGS.items() for spelling in spellings}
-    kind_of |= {spelling: kind for kind in kinds if kind not in SPELLINGS and len(kind) > 2 for spelling in (kind, kind.replace("_", " "))}
+    kind_of |= {
+        spelling: kind
+        for kind in kinds
+        if kind not in SPELLINGS and len(kind) > 2
+        for spelling in (kind, kind.replace("_", " "))
+    }
     longest_first = sorted(kind_of, key=len, reverse=True)
     return re.compile(r"\b(" + "|".join(map(re.escape, longest_first)) + r")(?:s|es)?\b", re.I), kind_of
 
@@ -106,7 +163,7 @@ def part_of(text, pattern, kind_of, before):
 
 def borrowed(parts, at):
     """A field in a list takes the word of its list: `email and phone match`, `same email and phone`."""
-    after = next((part for part in parts[at + 1:] if part.polarity), None)
+    after = next((part for part in parts[at + 1 :] if part.polarity), None)
     if after and not after.leads:
         return after.polarity
     before = next((part for part in reversed(parts[:at]) if part.polarity), None)
@@ -125,14 +182,23 @@ def score(case, answer):
     named = {part for kind, _ in said for part in (kind, *PARTS_OF.get(kind, ()))}
     if named & {"first_name", "last_name"}:
         named.add("name")
-    return {"statements": len(checked) + len(invented), "true": sum(is_true(kind, polarity, told) for kind, polarity in checked),
-            "invented": len(invented), "telling": len(telling), "named": len(telling & named)}
+    return {
+        "statements": len(checked) + len(invented),
+        "true": sum(is_true(kind, polarity, told) for kind, polarity in checked),
+        "invented": len(invented),
+        "telling": len(telling),
+        "named": len(telling & named),
+    }
 
 
 def judged(kind, left, right):
     """The field evidence, with room for values that one reader calls similar and another different."""
     found = relation(kind, left, right)
-    return "near" if found == "different" and similarity(kind, normal(kind, left), normal(kind, right)) >= NEAR_AT else found
+    return (
+        "near"
+        if found == "different" and similarity(kind, normal(kind, left), normal(kind, right)) >= NEAR_AT
+        else found
+    )
 
 
 def name_parts(facts):
@@ -150,7 +216,9 @@ def relations_of(kind, relations):
 
 
 def is_true(kind, polarity, relations):
-    """`Same` and `similar` must hold for every part on both sides, `different` and `missing` for one; a missing field may be missing on both."""
+    """`Same` and `similar` must hold for every part on both sides, `different` and `missing` for one; a missing field
+    may be missing on both.
+    """
     found = relations_of(kind, relations)
     if polarity == "missing":
         return not found or any(one in TRUE_OF["missing"] for one in found)
@@ -185,4 +253,7 @@ def _latin(letter):
 
 def compare(case):
     """Rows for a side-by-side view: field, left value, right value, relation."""
-    return [{"field": item.words, "left": item.left, "right": item.right, "relation": item.relation} for item in evidence(case)]
+    return [
+        {"field": item.words, "left": item.left, "right": item.right, "relation": item.relation}
+        for item in evidence(case)
+    ]

@@ -1,6 +1,7 @@
 """How systems lay records out: which fields they have, what they call them, and how they write values.
 
-A schema is drawn once and used for many records, as a real system's is. Two records of a pair share one or come from two.
+A schema is drawn once and used for many records, as a real system's is. Two records of a pair share one or come from
+two.
 """
 
 import random
@@ -12,39 +13,103 @@ from tasks.crm.fields import KINDS
 from tasks.crm.policy import POINTS
 
 N_SCHEMAS = 6_000
-ANONYMOUS = (("Attribute_{}", 1), ("col{}", 0), ("field_{}", 1), ("c{}", 1), ("Spalte {}", 1), ("value{}", 0), ("f{}", 0))
+ANONYMOUS = (
+    ("Attribute_{}", 1),
+    ("col{}", 0),
+    ("field_{}", 1),
+    ("c{}", 1),
+    ("Spalte {}", 1),
+    ("value{}", 0),
+    ("f{}", 0),
+)
 # slot -> (the kind whose names its key takes, the fields that it shows)
 SLOTS = {
-    "full": ("name", ("first", "middle", "last", "suffix")), "full_short": ("name", ("first", "last", "suffix")),
-    "last_first": ("name", ("last", "first", "middle")), "first": ("first_name", ("first",)), "first_middle": ("first_name", ("first", "middle")),
-    "middle": ("middle_name", ("middle",)), "last": ("last_name", ("last", "suffix")), "birth": ("birth_date", ("birth",)),
-    "gender": ("gender", ("gender",)), "birthplace": ("birth_place", ("birthplace",)), "job": ("job_title", ("job",)),
-    "company": ("company", ("company",)), "email": ("email", ("email",)), "phone": ("phone", ("phone",)), "tax": ("tax_id", ("tax",)),
-    "street": ("street", ("street",)), "street_unit": ("street", ("street", "unit")), "house": ("house_number", ("house",)),
-    "street_name": ("street", ("street_name",)), "unit": ("unit", ("unit",)), "city": ("city", ("city",)), "state": ("state", ("state",)),
-    "postal": ("postal_code", ("postal",)), "country": ("country", ("country",)), "one_line": ("street", ("street", "city", "postal")),
-    "postal_city": ("city", ("postal", "city")), "org": ("company", ("org",)), "org_name": ("name", ("org",)), "agency": ("agency", ("agency",)),
-    "industry": ("industry", ("industry",)), "website": ("website", ("website",)), **{name: (name, (name,)) for name in ("note", "row_id", "stamp")},
+    "full": ("name", ("first", "middle", "last", "suffix")),
+    "full_short": ("name", ("first", "last", "suffix")),
+    "last_first": ("name", ("last", "first", "middle")),
+    "first": ("first_name", ("first",)),
+    "first_middle": ("first_name", ("first", "middle")),
+    "middle": ("middle_name", ("middle",)),
+    "last": ("last_name", ("last", "suffix")),
+    "birth": ("birth_date", ("birth",)),
+    "gender": ("gender", ("gender",)),
+    "birthplace": ("birth_place", ("birthplace",)),
+    "job": ("job_title", ("job",)),
+    "company": ("company", ("company",)),
+    "email": ("email", ("email",)),
+    "phone": ("phone", ("phone",)),
+    "tax": ("tax_id", ("tax",)),
+    "street": ("street", ("street",)),
+    "street_unit": ("street", ("street", "unit")),
+    "house": ("house_number", ("house",)),
+    "street_name": ("street", ("street_name",)),
+    "unit": ("unit", ("unit",)),
+    "city": ("city", ("city",)),
+    "state": ("state", ("state",)),
+    "postal": ("postal_code", ("postal",)),
+    "country": ("country", ("country",)),
+    "one_line": ("street", ("street", "city", "postal")),
+    "postal_city": ("city", ("postal", "city")),
+    "org": ("company", ("org",)),
+    "org_name": ("name", ("org",)),
+    "agency": ("agency", ("agency",)),
+    "industry": ("industry", ("industry",)),
+    "website": ("website", ("website",)),
+    **{name: (name, (name,)) for name in ("note", "row_id", "stamp")},
 }
 # Slots that stand together -> how many in a hundred systems have just these.
-NAME_LAYOUTS = {"first last": 40, "first middle last": 8, "full": 18, "full_short": 12, "last_first": 6, "first_middle last": 6, "full_short first last": 10}
+NAME_LAYOUTS = {
+    "first last": 40,
+    "first middle last": 8,
+    "full": 18,
+    "full_short": 12,
+    "last_first": 6,
+    "first_middle last": 6,
+    "full_short first last": 10,
+}
 ADDRESS_LAYOUTS = {
-    "street city postal": 18, "street city": 12, "street_unit city state postal": 10, "house street_name unit city postal state": 10,
-    "house street_name city postal": 5, "one_line": 8, "street postal_city": 5, "street postal": 7, "city state": 7,
-    "street unit city state postal": 8, "postal": 4, "city": 8,
+    "street city postal": 18,
+    "street city": 12,
+    "street_unit city state postal": 10,
+    "house street_name unit city postal state": 10,
+    "house street_name city postal": 5,
+    "one_line": 8,
+    "street postal_city": 5,
+    "street postal": 7,
+    "city state": 7,
+    "street unit city state postal": 8,
+    "postal": 4,
+    "city": 8,
 }
 # slot -> the share of the systems that have it
-PERSON_SHARES = {"birth": 0.5, "gender": 0.25, "birthplace": 0.14, "job": 0.25, "company": 0.4, "email": 0.55, "phone": 0.55, "tax": 0.1}
+PERSON_SHARES = {
+    "birth": 0.5,
+    "gender": 0.25,
+    "birthplace": 0.14,
+    "job": 0.25,
+    "company": 0.4,
+    "email": 0.55,
+    "phone": 0.55,
+    "tax": 0.1,
+}
 ORG_SHARES = {"phone": 0.7, "email": 0.35, "website": 0.35, "industry": 0.4, "agency": 0.2, "tax": 0.08}
 # What says nothing about who the record is -> its key's names.
-NOISE_NAMES = {"note": "notes|note|comments|description|remarks|memo|Bemerkung", "row_id": "id|record id|external id|contact id|account id|uuid|key|source id",
-               "stamp": "created at|updated at|created|updated|last modified"}
+NOISE_NAMES = {
+    "note": "notes|note|comments|description|remarks|memo|Bemerkung",
+    "row_id": "id|record id|external id|contact id|account id|uuid|key|source id",
+    "stamp": "created at|updated at|created|updated|last modified",
+}
 NOISE_SHARES = {"note": 0.06, "row_id": 0.12, "stamp": 0.06}
-ADDRESS_SLOTS = frozenset("street street_unit house street_name unit city state postal country one_line postal_city".split())
+ADDRESS_SLOTS = frozenset(
+    "street street_unit house street_name unit city state postal country one_line postal_city".split()
+)
 NAME_SLOTS = frozenset("full full_short last_first first first_middle middle last".split())
 GROUPS = (("address", ADDRESS_SLOTS), ("name", NAME_SLOTS), ("contact", frozenset(("email", "phone", "website"))))
-GROUP_KEYS = {"address": ("address", "location", "Address", "MailingAddress", "adresse"), "name": ("name", "person", "Name", "contact"),
-              "contact": ("contact", "Contact", "communication")}
+GROUP_KEYS = {
+    "address": ("address", "location", "Address", "MailingAddress", "adresse"),
+    "name": ("name", "person", "Name", "contact"),
+    "contact": ("contact", "Contact", "communication"),
+}
 JOINERS = {"one_line": ", ", "last_first": ", "}
 
 
@@ -53,7 +118,7 @@ class Style:
     """How a system writes values."""
 
     locale: str
-    case: str           # a method of str, or empty
+    case: str  # a method of str, or empty
     date: int
     phone: int
     short_streets: bool
@@ -63,20 +128,20 @@ class Style:
     genders: tuple
     long_country: bool
     short_jobs: int
-    dashes: bool        # in tax ids
-    dot: str            # after a shortened street word
-    ordinals: bool      # Fifth Avenue, not 5th
+    dashes: bool  # in tax ids
+    dot: str  # after a shortened street word
+    ordinals: bool  # Fifth Avenue, not 5th
     unit_word: str
     web_prefix: str
 
 
 @dataclass(frozen=True)
 class Schema:
-    slots: tuple        # (slot, fields, path of keys, joiner)
+    slots: tuple  # (slot, fields, path of keys, joiner)
     style: dict
-    visible: tuple      # every field that some slot shows
-    counted: tuple      # those of them that the policy counts
-    one_in_list: bool   # phone numbers and e-mails stand in lists
+    visible: tuple  # every field that some slot shows
+    counted: tuple  # those of them that the policy counts
+    one_in_list: bool  # phone numbers and e-mails stand in lists
 
 
 @lru_cache(maxsize=4 * N_SCHEMAS)
@@ -144,7 +209,7 @@ def key_names(slots, rng, variety):
         key = write(f"{whose} {words}" if whose and rng.random() < 0.5 else words)
         group = next((name for name, members in nested if slot in members), None)
         path = (rng.choice(GROUP_KEYS[group][:1] if not variety else GROUP_KEYS[group]), key) if group else (key,)
-        taken = [other[:len(path)] for other in paths] + [other[:1] for other in paths if len(other) > len(path)]
+        taken = [other[: len(path)] for other in paths] + [other[:1] for other in paths if len(other) > len(path)]
         paths.append(path if path not in taken and not (group and (path[0],) in paths) else (f"{key}_{len(paths)}",))
     return same_group_key(paths)
 
@@ -188,13 +253,23 @@ WRITINGS = (snake, snake, snake, camel, pascal, titled, titled, shouted, plain, 
 
 
 def style_choices(rng):
-    return {"case": rng.choices(("", "upper", "lower"), (70, 12, 18))[0], "date": int(rng.random() * 7), "phone": int(rng.random() * 10),
-            "short_streets": rng.random() < 0.5, "legal": rng.choice(("keep", "keep", "comma", "drop")), "latin": rng.random() < 0.3,
-            "umlauts": rng.random() < 0.3, "genders": rng.choice((("F", "M"), ("female", "male"), ("f", "m"), ("Female", "Male"), ("w", "m"), ("2", "1"))),
-            "long_country": rng.random() < 0.5, "short_jobs": int(rng.random() < 0.3), "dashes": rng.random() < 0.25, "dot": rng.choice(("", ".")),
-            "ordinals": rng.random() < 0.3,
-            "unit_word": rng.choice(("Apt", "Unit", "Suite", "#", "Flat")),
-            "web_prefix": rng.choice(("", "www.", "https://", "https://www.", "http://www."))}
+    return {
+        "case": rng.choices(("", "upper", "lower"), (70, 12, 18))[0],
+        "date": int(rng.random() * 7),
+        "phone": int(rng.random() * 10),
+        "short_streets": rng.random() < 0.5,
+        "legal": rng.choice(("keep", "keep", "comma", "drop")),
+        "latin": rng.random() < 0.3,
+        "umlauts": rng.random() < 0.3,
+        "genders": rng.choice((("F", "M"), ("female", "male"), ("f", "m"), ("Female", "Male"), ("w", "m"), ("2", "1"))),
+        "long_country": rng.random() < 0.5,
+        "short_jobs": int(rng.random() < 0.3),
+        "dashes": rng.random() < 0.25,
+        "dot": rng.choice(("", ".")),
+        "ordinals": rng.random() < 0.3,
+        "unit_word": rng.choice(("Apt", "Unit", "Suite", "#", "Flat")),
+        "web_prefix": rng.choice(("", "www.", "https://", "https://www.", "http://www.")),
+    }
 
 
 def record(layout, text):

@@ -16,17 +16,23 @@ from tasks.crm.reasons import reasoning
 
 SAME_SHARE = 0.46
 PERSON_SHARE = 0.66
-ONE_SCHEMA_SHARE = 0.6      # both records come from one system
-REPEATED_EVERY = 10         # every tenth row asks about the entity of the row before, as in a real export
-YEARS_NEAR = 10             # further apart is another generation
-UNKNOWN_DAY = 0.5           # the first of January mostly stands for an unknown day
-NEAR_AT = 84                # of 100: values of two entities that a reader would take for a slip
+ONE_SCHEMA_SHARE = 0.6  # both records come from one system
+REPEATED_EVERY = 10  # every tenth row asks about the entity of the row before, as in a real export
+YEARS_NEAR = 10  # further apart is another generation
+UNKNOWN_DAY = 0.5  # the first of January mostly stands for an unknown day
+NEAR_AT = 84  # of 100: values of two entities that a reader would take for a slip
 NEAR_SHARE = 0.35
-IDENTIFIERS = frozenset(("email", "phone", "tax", "website", "postal"))    # two that look alike are two
+IDENTIFIERS = frozenset(("email", "phone", "tax", "website", "postal"))  # two that look alike are two
 UNKNOWN = ("", "", "", "", "unknown", "n/a", "-", "N/A", "null", "none")
-SAID_UNKNOWN = frozenset("first last org phone email birth birthplace company job industry agency website gender state country tax".split())
+SAID_UNKNOWN = frozenset(
+    "first last org phone email birth birthplace company job industry agency website gender state country tax".split()
+)
 UNKNOWN_WORDS = frozenset(UNKNOWN)
-NOISE = {"note": surfaces.remark, "row_id": surfaces.row_id, "stamp": surfaces.time_stamp}     # what records hold beside the facts
+NOISE = {
+    "note": surfaces.remark,
+    "row_id": surfaces.row_id,
+    "stamp": surfaces.time_stamp,
+}  # what records hold beside the facts
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,9 @@ class Recipe:
 
     pool: str = "train"
     reference: str | None = None
-    variety: bool = True        # many schemas, or three plain ones
-    frequency: bool = True      # names by frequency with points for rarity, or all alike
-    free_text: bool = False     # reasonings in varied free prose instead of the structured sentence
+    variety: bool = True  # many schemas, or three plain ones
+    frequency: bool = True  # names by frequency with points for rarity, or all alike
+    free_text: bool = False  # reasonings in varied free prose instead of the structured sentence
 
 
 @dataclass
@@ -54,7 +60,11 @@ def rows(n, seed, start=0, recipe=Recipe()):
     """Rows `start` to `start + n` of the endless sequence that a seed names, whatever the number asked for at once."""
     for index in range(start, start + n):
         label, case = pair(seed, index, recipe)
-        yield {"id": f"syn-{seed}-{index:07d}", "input": case, "output": {"result": label, "reasoning": reason(label, case, recipe, index)}}
+        yield {
+            "id": f"syn-{seed}-{index:07d}",
+            "input": case,
+            "output": {"result": label, "reasoning": reason(label, case, recipe, index)},
+        }
 
 
 def reason(label, case, recipe, index):
@@ -71,7 +81,10 @@ def pair(seed, index, recipe):
     left.entity = dict(left.entity)
     right = second_side(left, country, number, same, rng, recipe)
     label = label_of(left, right, same, country, recipe)
-    return label, {"record1": schemas.record(left.layout, left.text), "record2": schemas.record(right.layout, right.text)}
+    return label, {
+        "record1": schemas.record(left.layout, left.text),
+        "record2": schemas.record(right.layout, right.text),
+    }
 
 
 def first_side(rng, recipe):
@@ -105,7 +118,11 @@ def side(entity, country, kind, number, rng, recipe, slips):
     layout = schemas.schema(kind, number, recipe.variety)
     style = schemas.style(kind, number, recipe.variety, country.locale)
     text = surfaces.written(entity, style, rng)
-    text |= {field: make(rng) if field != "note" else make(rng, country.words) for field, make in NOISE.items() if field in layout.visible}
+    text |= {
+        field: make(rng) if field != "note" else make(rng, country.words)
+        for field, make in NOISE.items()
+        if field in layout.visible
+    }
     left = surfaces.soil(text, layout.visible, rng, slips)
     empty_some(text, layout.visible, rng)
     return Side(entity, layout, text, left)
@@ -114,7 +131,7 @@ def side(entity, country, kind, number, rng, recipe, slips):
 def empty_some(text, visible, rng):
     """Fields that nobody filled; a few say so in a word."""
     share = one_of(rng, (0, 0, 0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.35, 0.35, 0.6, 0.7))
-    kept = one_of(rng, visible)     # a record says at least one thing
+    kept = one_of(rng, visible)  # a record says at least one thing
     word = one_of(rng, UNKNOWN)
     for field in visible:
         if field != kept and rng.random() < share:
@@ -122,8 +139,11 @@ def empty_some(text, visible, rng):
 
 
 def label_of(left, right, same, country, recipe):
-    shown, others = shown_values(left), shown_values(right)
-    relations = {field: relation(field, left, right, value, others[field]) for field, value in shown.items() if field in others}
+    shown = shown_values(left)
+    others = shown_values(right)
+    relations = {
+        field: relation(field, left, right, value, others[field]) for field, value in shown.items() if field in others
+    }
     box = left.entity["type"] == "person" and entities.is_shared(left.entity["email"])
     return policy.label(relations, rarity(left.entity, country, recipe), box, same)
 
@@ -131,7 +151,9 @@ def label_of(left, right, same, country, recipe):
 def shown_values(side):
     """The record's filled fields that count for the policy."""
     text = side.text
-    values = {field: text[field] for field in side.layout.counted if text.get(field) and text[field] not in UNKNOWN_WORDS}
+    values = {
+        field: text[field] for field in side.layout.counted if text.get(field) and text[field] not in UNKNOWN_WORDS
+    }
     if text.get("street_name") and "street_name" in side.layout.visible:
         values["street"] = text["street_name"]
     return values
@@ -140,11 +162,18 @@ def shown_values(side):
 def relation(field, left, right, mine, theirs):
     """How far a field that both records show agrees, from 1 to -1."""
     share = left.left.get(field, 1.0) * right.left.get(field, 1.0)
-    true, other = left.entity[field], right.entity[field]
+    true = left.entity[field]
+    other = right.entity[field]
     if field == "street":
         share *= left.left.get("street_name", 1.0) * right.left.get("street_name", 1.0)
         if true == other:
-            return share if left.entity["number"] == right.entity["number"] else 0.12 if number_unknown(left) or number_unknown(right) else -0.5
+            return (
+                share
+                if left.entity["number"] == right.entity["number"]
+                else 0.12
+                if number_unknown(left) or number_unknown(right)
+                else -0.5
+            )
     elif field == "birth":
         return share * date_relation(true, other)
     elif true == other:
@@ -152,7 +181,7 @@ def relation(field, left, right, mine, theirs):
     elif field == "postal" and true[:3] == other[:3]:
         return 0.3
     elif field in ("first", "middle") and mine[:1].lower() == theirs[:1].lower() and (len(mine) < 3 or len(theirs) < 3):
-        return 0.3      # an initial that fits
+        return 0.3  # an initial that fits
     if field in IDENTIFIERS:
         return -abs(share)
     return NEAR_SHARE if fuzz.ratio(mine.lower(), theirs.lower()) >= NEAR_AT else -abs(share)
@@ -164,7 +193,7 @@ def date_relation(true, other):
     if true == other:
         return UNKNOWN_DAY if unknown_day else 1.0
     if true[0] == other[0] and unknown_day:
-        return 0.1      # only the year was known
+        return 0.1  # only the year was known
     if sum(a == b for a, b in zip(true, other, strict=True)) == 2:
         return 0.12
     return -0.35 if abs(true[0] - other[0]) <= YEARS_NEAR else -1.0

@@ -1,0 +1,95 @@
+"""A model's files: a folder of this disk, or a checkpoint of the hub; what goes wrong there in one sentence."""
+
+import contextlib
+import os
+import re
+import socket
+from pathlib import Path
+
+from common import ROOT, UserError, explain_no_space
+
+
+def load_tokenizer(model_id):
+    from transformers import AutoTokenizer
+
+    place = str(model_id) if (Path(model_id) / "tokenizer_config.json").is_file() else local_or_hub(model_id)
+    if Path(place).is_dir() and not any(
+        path.name.startswith(("token", "vocab", "tekken")) for path in Path(place).iterdir()
+    ):
+        raise UserError(
+            f"{model_id}: this folder holds no tokenizer; copy the tokenizer files of its base model into it"
+        )
+    with hub_errors_explained(model_id):
+        ask_hub_once(place)
+        return AutoTokenizer.from_pretrained(place)
+
+
+def ask_hub_once(place):
+    """Fail at once where the hub does not answer: for a file it has not got, its client tries eleven times in a minute."""
+    import huggingface_hub as hub
+
+    if not Path(place).is_dir() and not isinstance(hub.try_to_load_from_cache(place, "config.json"), str):
+        hub.get_hf_file_metadata(hub.hf_hub_url(place, "config.json"), timeout=10)
+
+
+def local_or_hub(model_id):
+    """A folder of the project or a hub name; a path that is neither is said at once."""
+    for path in (Path(model_id), ROOT / model_id):
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise UserError(
+                    f"{model_id}: this folder holds no model (no config.json); train it first or give another model"
+                )
+            return str(path)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) or model_id.split("/")[0] in ("outputs", "models", "..", "."):
+        raise UserError(
+            f"{model_id}: no such model folder; make it with make train-<model>, or give a hub name like "
+            "Qwen/Qwen3-4B-Instruct-2507"
+        )
+    return model_id
+
+
+@contextlib.contextmanager
+def hub_errors_explained(model_id):
+    """Missing, gated and unreachable checkpoints become one sentence with the next step."""
+    import huggingface_hub.errors as hub
+
+    try:
+        yield
+    except (UserError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        if explain_no_space(error):
+            raise
+        causes = chain(error)
+        text = " ".join(str(cause) for cause in causes)
+        if any(isinstance(cause, hub.GatedRepoError) for cause in causes) or "trying to access a gated repo" in text:
+            raise UserError(
+                f"{model_id}: access to this model is gated; accept its licence at https://huggingface.co/{model_id}, "
+                "then run: hf auth login"
+            ) from error
+        if (
+            any(isinstance(cause, hub.RepositoryNotFoundError) for cause in causes)
+            or "not a valid model identifier" in text
+        ):
+            raise UserError(
+                f"{model_id}: no such model on the hub, or a private one; check model_id, or run: hf auth login"
+            ) from error
+        unreachable = hub.LocalEntryNotFoundError | ConnectionError | TimeoutError | socket.gaierror
+        if any(isinstance(cause, unreachable) for cause in causes) or "connect" in text.lower():
+            offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+            raise UserError(
+                f"{model_id}: not on this machine, and the hub cannot be reached"
+                + (" (HF_HUB_OFFLINE is set)" if offline else "")
+                + "; check the network, or give a local folder as model_id"
+            ) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{model_id}: could not be loaded ({reason}); check model_id or the folder's files") from error
+
+
+def chain(error):
+    found = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found

@@ -1,0 +1,67 @@
+"""What a model's folder says of itself: the settings it was trained with, and what tells it from another."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from common import UserError, is_folder, read_json
+from config import Gen, config_from_dict, load_config
+
+SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}  # for a server whose model has no YAML here
+
+
+def model_config(args):
+    """The settings that the model was trained with, or those of --config."""
+    if args.config:
+        return load_config(args.config)
+    manifest = Path(args.model_path) / "manifest.json"
+    if not manifest.is_file():
+        if not Path(args.model_path).is_dir():
+            raise UserError(
+                f"{args.model_path}: no such model folder; train it first with make train-<model>, "
+                "or give a hub name and --config configs/<model>.yaml"
+            )
+        raise UserError(
+            f"{args.model_path}: this folder has no manifest.json, so its settings are unknown; add --config "
+            "configs/<model>.yaml"
+        )
+    facts = read_json(manifest)
+    if "config" not in facts:
+        raise UserError(f"{manifest}: holds no 'config'; add --config configs/<model>.yaml")
+    return config_from_dict(facts["config"], manifest)
+
+
+@dataclasses.dataclass
+class Served:
+    """Of a model that a server elsewhere holds: what of a configuration a request needs."""
+
+    name: str
+    model_id: str
+    gen: object
+
+
+def served_config(args):
+    """The settings to ask a server by: the model's, and where it has no YAML here those of the specification."""
+    if args.config or is_folder(args.model_path):
+        return model_config(args)
+    return Served(args.model_path or "served", args.model_path or "", Gen(**SPECIFICATION))
+
+
+def config_text(config):
+    return json.dumps([dataclasses.asdict(config.gen), dataclasses.asdict(config.chat)], sort_keys=True)
+
+
+def model_identity(model_path):
+    """What tells one model from another: what a merged one was made of, else its files' names, sizes and times."""
+    folder = Path(model_path)
+    if not folder.is_dir():
+        return str(model_path)
+    facts = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    if "adapter_sha256" in facts:
+        return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
+    return [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()
+    ]
+
+
+SHIPPED = "models/steward-mini"

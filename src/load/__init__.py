@@ -1,0 +1,1 @@
+"""Load on an engine, and what the machine allows: clients, and the roofline."""

@@ -1,0 +1,32 @@
+"""What the project publishes about itself, measured: python src/measure.py transfer --sets data/transfer --out
+reports/transfer.json
+
+The first word names a module of src/measurements; the other words are its own, and --help behind the name lists them.
+"""
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+from common import UserError, run
+
+FOLDER = Path(__file__).parent / "measurements"
+
+
+def main():
+    names = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(f"{__doc__.strip()}\n\nmeasurements: {', '.join(names)}")
+        return
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+        raise UserError(f"{name}: no such measurement; there is: {', '.join(names)} (nearest: {near[0]})")
+    # Its own help and its manifest name the command as it was typed.
+    sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
+    importlib.import_module(f"measurements.{name}").main()
+
+
+if __name__ == "__main__":
+    run(main)

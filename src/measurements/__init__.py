@@ -1,0 +1,1 @@
+"""What the project publishes about itself; `python src/measure.py <name>` runs one."""

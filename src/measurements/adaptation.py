@@ -1,0 +1,438 @@
+"""What a model gains from 1,000 labelled pairs of one's own, beside gradient boosting fitted on the same rows.
+
+    python src/measure.py adaptation --model_path models/steward-mini --folds data/folds --out reports/adaptation.json
+    python src/measure.py adaptation --table reports/adaptation*.json --into README.md
+
+--folds holds <set>.1.jsonl to draw the pairs from and <set>.2.jsonl to score, made by src/import_rows.py --fold 1/2 and
+2/2: no entity is in both. Each set is prompts, training and merge as `make train-steward_mini` runs them, and nothing
+else, timed, in a folder that is thrown away.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+from time import perf_counter
+
+from common import ROOT, UserError, WorkFailed, existing_file, read_json, shown_path, written_whole
+from manifest import Clock, write_manifest
+from measurements.transfer import cell, cell_line, is_match, measured, model_facts, read_set, show_table, spread
+from report import marked_text
+from report.marked_text import md, md_table
+
+TITLES = {"before": "model as it was", "after": "model, adapted", "boosting": "boosting"}
+TRAIN_SHARE = 0.8
+LEAST_MATCHES = 200  # in the first fold; a fifth of them validates, and fewer than 40 say little about a threshold
+# of the entities dealt to validation come from beside those already there, so that few pairs stand between the parts
+FRONTIER = 0.9
+COLUMNS = ("f1", "best_f1", "average_precision", "ece_mass")
+MARK = "adaptation"
+
+
+def main():
+    args = parse_args()
+    if args.table:
+        show_table(adaptation_table(args.table), args.into, MARK)
+        return
+    from common import quiet_libraries
+    from tasks import load_task
+
+    quiet_libraries()
+    clock = Clock()
+    task = load_task()
+    model = model_facts(args)
+    folds = find_folds(args)
+    found = {name: measure(name, pair, args, task) for name, pair in folds.items()}
+    write_manifest(
+        args.out,
+        clock,
+        task=task.name,
+        model=model,
+        sets=found,
+        pairs=args.pairs,
+        seed=args.seed,
+        test_rows=args.test_rows,
+        config=shown_path(args.config),
+        settings=args.set,
+    )
+    show_table(adaptation_table([args.out]), args.into, MARK)
+    print(f"all numbers in {args.out}")
+    if not any(measured(facts) for facts in found.values()):
+        raise WorkFailed(f"no set in {args.folds} could be adapted to; {args.out} says why")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", help="folder of the model to adapt")
+    parser.add_argument("--folds", type=Path, help="folder with <set>.1.jsonl and <set>.2.jsonl")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/adaptation.json"),
+        help="JSON to write (default reports/adaptation.json)",
+    )
+    parser.add_argument("--sets", nargs="+", help="some of the sets (default all)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=1000,
+        help="labelled pairs to adapt with, a fifth of them to validate (default 1000)",
+    )
+    parser.add_argument(
+        "--test_rows", type=int, help="score only so many rows of each second fold, drawn with the seed"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="another seed draws other pairs and trains in another order (default 1)"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=ROOT / "configs" / "steward_mini.yaml",
+        help="the model's YAML (default configs/steward_mini.yaml)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings of the YAML, as src/sft_train.py does",
+    )
+    parser.add_argument("--table", nargs="+", type=Path, help="measure nothing; draw the table of these reports")
+    parser.add_argument(
+        "--into", type=Path, help=f"file whose part between the comments {MARK}:begin and {MARK}:end becomes the table"
+    )
+    args = parser.parse_args()
+    args.backend = "hf"
+    args.batch_size = None
+    return checked_args(args)
+
+
+def checked_args(args):
+    if not args.table and not (args.folds and args.model_path):
+        raise UserError("give --model_path and --folds to measure, or --table with reports to draw")
+    for option, least in (("pairs", 50), ("test_rows", 1), ("seed", 0)):
+        if (given := getattr(args, option)) is not None and given < least:
+            raise UserError(f"--{option} {given}: at least {least}")
+    for report in args.table or []:
+        read_report(report)
+    if args.into:
+        marked_text.around(args.into, MARK)
+    return args
+
+
+def find_folds(args):
+    """{set: (first fold, second fold)}"""
+    if not args.folds.is_dir():
+        raise UserError(
+            f"{args.folds}: no such folder; --folds names the folder with <set>.1.jsonl and <set>.2.jsonl, see "
+            "src/import_rows.py --fold"
+        )
+    there = sorted(path.name.removesuffix(".1.jsonl") for path in args.folds.glob("*.1.jsonl"))
+    unknown = [name for name in args.sets or [] if name not in there]
+    if unknown or not there:
+        raise UserError(
+            f"{args.folds}: there is no {unknown[0] if unknown else '<set>'}.1.jsonl in it; sets there: "
+            f"{', '.join(there) or 'none'}"
+        )
+    return {
+        name: tuple(
+            existing_file(args.folds / f"{name}.{fold}.jsonl", "make it with src/import_rows.py --fold")
+            for fold in (1, 2)
+        )
+        for name in args.sets or there
+    }
+
+
+def measure(name, folds, args, task):
+    """What adaptation gave on one set, or why it was not tried."""
+    (first, facts, reason) = read_set(folds[0], task, None, args.seed)
+    (test, test_facts, test_reason) = read_set(folds[1], task, args.test_rows, args.seed)
+    found = {"drawn_from": facts, "scored": test_facts}
+    if reason := reason or test_reason or too_few(facts, args.pairs):
+        print(f"{name}: not run: {reason}", flush=True)
+        return found | {"reason": reason}
+    train, val = draw(first, args.pairs, args.seed, task)
+    found["drawn"] = {
+        split: {"rows": len(rows), "matches": sum(is_match(row, task) for row in rows)}
+        for split, rows in (("train", train), ("val", val))
+    }
+    found["records_in_both_folds"] = len(records_of(train + val) & records_of(test))
+    print(f"{name}: {len(train)} + {len(val)} pairs to adapt with, {len(test):,} to score", flush=True)
+    with tempfile.TemporaryDirectory(prefix="adaptation-") as folder:
+        merged, found["training"] = adapted(train, val, Path(folder), args)
+        answers = {
+            "before": model_answers(args.model_path, test, args, task),
+            "after": model_answers(merged, test, args, task),
+            "boosting": boosting_answers(train, val, test, args, task),
+        }
+    truth = [is_match(row, task) for row in test]
+    found["scorers"] = {scorer: cell(truth, answer, task) for scorer, answer in answers.items()}
+    for scorer, facts in found["scorers"].items():
+        print(f"  {TITLES[scorer]:<16} {cell_line(facts)}", flush=True)
+    return found
+
+
+def too_few(facts, n_pairs):
+    n = facts["n"]
+    n_matches = facts["n_positive"]
+    if n < n_pairs or n_matches < LEAST_MATCHES:
+        return (
+            f"too few: {n:,} pairs with {n_matches:,} matches in the first fold, needed {n_pairs:,} and {LEAST_MATCHES}"
+        )
+    return None
+
+
+def records_of(rows):
+    return {json.dumps(record, sort_keys=True) for row in rows for record in row["input"].values()}
+
+
+def adapted(train, val, folder, args):
+    """(the merged model's folder, facts of the training): the ordinary steps, each its own process."""
+    for split, rows in (("train", train), ("val", val)):
+        with written_whole(folder / f"{split}.jsonl") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    load = os.getloadavg()[0]
+    prompts_s = step("build_prompts.py", "--data", folder)
+    train_s = step(
+        "sft_train.py",
+        "--config",
+        args.config.resolve(),
+        "--train",
+        folder / "processed" / "train.jsonl",
+        "--val",
+        folder / "processed" / "val.jsonl",
+        "--out",
+        folder,
+        "--set",
+        f"model_id={Path(args.model_path).resolve()}",
+        f"train.seed={args.seed}",
+        *args.set,
+    )
+    merged = folder / f"{args.config.stem}-merged"
+    facts = read_json(merged / "manifest.json")
+    calibration = merged / "calibration.json"
+    kept = (
+        "rows",
+        "steps",
+        "epochs",
+        "best_step",
+        "best_val_macro_f1",
+        "val_macro_f1_by_step",
+        "tokens_per_s",
+        "left_out",
+    )
+    return merged, {
+        "seconds": round(prompts_s + train_s, 1),
+        "prompts_s": round(prompts_s, 1),
+        "train_and_merge_s": round(train_s, 1),
+        "load_before": round(load, 2),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "train": facts["config"]["train"],
+        "peft": facts["config"]["peft"],
+        "calibration": read_json(calibration) if calibration.is_file() else None,
+        "versions": facts["versions"],
+        **{key: facts["training"].get(key) for key in kept},
+    }
+
+
+def step(script, *words):
+    """Seconds that one step took."""
+    start = perf_counter()
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "src" / script), *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    if result.returncode:
+        raise WorkFailed(f"src/{script} failed: {' '.join(result.stdout.strip().splitlines()[-1:])}")
+    return perf_counter() - start
+
+
+def model_answers(folder, rows, args, task):
+    from config import load_config
+    from constrained_decode import load_engine
+    from measurements._transfer_baselines import from_verdicts
+    from scoring.predictions import in_order
+
+    engine = load_engine(args.backend).load(str(folder), task, load_config(args.config))
+
+    def probabilities(cases):
+        found = in_order(engine.verdicts([task.messages(case) for case in cases]), len(cases), "verdicts")
+        return [[shares[label] for label in task.labels] for shares in found]
+
+    method = f"{args.backend}: " + ", ".join(f"{key} {value}" for key, value in engine.facts.items())
+    return from_verdicts(probabilities, method, [row["input"] for row in rows], task, 0, args.seed)
+
+
+def boosting_answers(train, val, rows, args, task):
+    """Boosting as src/baseline.py fits it, on exactly the rows that the model had."""
+    from measurements._transfer_baselines import from_verdicts
+    from scoring.baselines import fit_boosting
+
+    start = perf_counter()
+    fitted = fit_boosting(train, val, task, args.seed)
+    method = f"{fitted.checkpoint}: {fitted.method}; fitted in {perf_counter() - start:.1f} s"
+    return from_verdicts(fitted.predict, method, [row["input"] for row in rows], task, 0, args.seed)
+
+
+def draw(rows, n, seed, task):
+    """(train rows, validation rows), 80 to 20, classes as in `rows`, no record and no entity in both.
+
+    Pairs of look-alikes tie nearly all records of a set together, so validation is grown as a region of entities: each
+    next one is the one that has the largest part of its pairs in the region already. Pairs that cross its border are in
+    neither part.
+    """
+    rng = random.Random(seed)
+    places = entities_of(rows, task)
+    pairs_of = defaultdict(list)
+    for at, pair in enumerate(places):
+        for entity in set(pair):
+            pairs_of[entity].append(at)
+    label_of = [row["output"][task.label_key] for row in rows]
+    quotas = [class_quotas(label_of, size) for size in (n - round((1 - TRAIN_SHARE) * n), round((1 - TRAIN_SHARE) * n))]
+    region = grown_region(pairs_of, places, label_of, quotas[1], rng)
+    sides = (
+        [at for at, pair in enumerate(places) if not region & set(pair)],
+        [at for at, pair in enumerate(places) if region >= set(pair)],
+    )
+    return tuple(
+        [rows[at] for at in some_of_each(side, label_of, quota, rng)] for side, quota in zip(sides, quotas, strict=True)
+    )
+
+
+def entities_of(rows, task):
+    """For each row its two entities: records that a match names are one."""
+    leader = {}
+
+    def lead(name):
+        while leader.setdefault(name, name) != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    names = [[json.dumps(record, sort_keys=True) for record in row["input"].values()] for row in rows]
+    for row, (left, right) in zip(rows, names, strict=True):
+        if is_match(row, task):
+            leader[lead(left)] = lead(right)
+    return [(lead(left), lead(right)) for left, right in names]
+
+
+def class_quotas(label_of, n):
+    return {label: round(n * count / len(label_of)) for label, count in sorted(Counter(label_of).items())}
+
+
+def grown_region(pairs_of, places, label_of, quota, rng):
+    """Entities that hold at least the wanted pairs of each class among themselves."""
+    region = set()
+    seen = Counter()
+    held = Counter()
+    fresh = rng.sample(sorted(pairs_of), len(pairs_of))
+    while fresh and any(held[label] < wanted for label, wanted in quota.items()):
+        beside = [entity for entity in seen if entity not in region] if rng.random() < FRONTIER else []
+        entity = (
+            max(beside, key=lambda entity: (seen[entity] / len(pairs_of[entity]), entity)) if beside else fresh.pop()
+        )
+        if entity in region:
+            continue
+        region.add(entity)
+        for at in pairs_of[entity]:
+            other = next((other for other in places[at] if other != entity), entity)
+            if other in region:
+                held[label_of[at]] += 1
+            else:
+                seen[other] += 1
+    return region
+
+
+def some_of_each(side, label_of, quota, rng):
+    """Up to the wanted number of rows of each class, in no order."""
+    chosen = []
+    for label, wanted in quota.items():
+        of_class = [at for at in side if label_of[at] == label]
+        chosen += rng.sample(of_class, min(wanted, len(of_class)))
+    return rng.sample(chosen, len(chosen))
+
+
+def adaptation_table(paths):
+    """Markdown of one run, or of several as mean ± standard deviation over them."""
+    reports = [read_report(path) for path in paths]
+    names = list(dict.fromkeys(name for report in reports for name in report["sets"]))
+    head = ["Set", "pairs scored", *(TITLES[scorer] for scorer in TITLES), "seconds to adapt"]
+    rows = []
+    notes = []
+    for name in names:
+        found = [report["sets"][name] for report in reports if name in report["sets"]]
+        ran = [facts for facts in found if measured(facts)]
+        if ran:
+            seconds = spread([facts["training"]["seconds"] for facts in ran], 0)
+            rows.append([name, f"{ran[0]['scored']['n']:,}", *(values(ran, scorer) for scorer in TITLES), seconds])
+        else:
+            notes.append(f"- {md(name)}: not run: {md(found[0]['reason'])}")
+    return "\n\n".join(
+        part
+        for part in (
+            "F1 at the default threshold / F1 at the best threshold / average precision / ECE:",
+            md_table(head, rows, n_text=1),
+            "\n".join(notes),
+            "\n".join(f"- {md(run_line(report))}" for report in reports),
+        )
+        if part
+    )
+
+
+def values(ran, scorer):
+    return " / ".join(
+        spread([facts["scorers"][scorer]["metrics"][metric]["value"] for facts in ran]) for metric in COLUMNS
+    )
+
+
+def run_line(report):
+    """Where one run's numbers come from, and on how many sets the adapted model is not behind."""
+    ran = [facts for facts in report["sets"].values() if measured(facts)]
+    f1 = [[facts["scorers"][scorer]["metrics"]["f1"]["value"] for scorer in ("after", "boosting")] for facts in ran]
+    threads = {facts["training"]["threads"] or "all" for facts in ran}
+    return (
+        f"{report['model']['title']} (weights {report['model']['sha256'][:12]}); {report['pairs']:,} pairs of each "
+        f"set, seed {report['seed']}; "
+        f"F1 at the default threshold at least boosting's on {sum(after >= boosting for after, boosting in f1)} of "
+        f"{len(f1)} sets; "
+        f"{report['hardware']['cpu_cores']} CPU cores, {'/'.join(sorted(threads)) or 'no'} threads; "
+        f"commit {(report.get('git_commit') or 'unknown')[:12]}; {report.get('finished', '')}"
+    )
+
+
+def read_report(path):
+    report = read_json(path)
+    try:
+        # What every table cell reads, so that a damaged report is named instead of half drawn.
+        _ = (
+            report["model"]["title"],
+            report["model"]["sha256"],
+            report["pairs"],
+            report["seed"],
+            report["hardware"]["cpu_cores"],
+        )
+        for facts in report["sets"].values():
+            _ = (
+                facts["reason"]
+                if "reason" in facts
+                else [
+                    facts["training"]["seconds"],
+                    facts["training"]["threads"],
+                    facts["scored"]["n"],
+                    *(facts["scorers"][scorer]["metrics"][metric]["value"] for scorer in TITLES for metric in COLUMNS),
+                ]
+            )
+        return report
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a report of src/measure.py adaptation ({type(error).__name__}: {error}); make it again"
+        ) from error

@@ -1,0 +1,1 @@
+"""Records that are one: which rows must stay together."""

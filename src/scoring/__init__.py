@@ -1,0 +1,1 @@
+"""Predictions, what they are worth, and what one would use instead."""

@@ -1,0 +1,78 @@
+"""README's tables are those of the measured runs, and a figure that nobody measured leaves its cell empty."""
+
+import json
+
+import pytest
+
+from common import ROOT, UserError
+from measurements import tables as measured_tables
+from report import marked_text
+
+RUNS = ROOT / "docs/measured"
+TABLES = {
+    "pretraining": measured_tables.pretraining_table,
+    "ablation": measured_tables.ablation_table,
+    "faithful": measured_tables.faithful_table,
+    "gpu_speed": lambda runs: measured_tables.gpu_speed_table(runs / "h200"),
+}
+
+
+def test_the_service_page_shows_what_was_measured():
+    path = ROOT / "docs/serving.md"
+    text = path.read_text(encoding="utf-8")
+    (before, after) = marked_text.around(path, "service")
+    assert measured_tables.service_table(RUNS / "service") in text[len(before) : len(text) - len(after)]
+
+
+def test_a_service_table_tells_failures_and_overload(tmp_path):
+    level = {
+        "concurrency": 8,
+        "service_of_direct": 0.5,
+        "service": {"n": 4, "n_valid": 3, "req_per_s": 1.0, "p50_ms": 10.0, "p95_ms": 20.0},
+        "direct": {"n": 4, "n_valid": 4, "req_per_s": 2.0, "p50_ms": 5.0, "p95_ms": 6.0},
+    }
+    told = {
+        "rate_per_s": 5.0,
+        "n": 10,
+        "statuses": {"429": 6, "200": 4},
+        "memory_mib": [100.0, 101.0],
+        "next_answer_ms": 7.0,
+    }
+    (tmp_path / "cpu_steward_mini.json").write_text(json.dumps({"levels": [level], "overload": told}), encoding="utf-8")
+    table = measured_tables.service_table(tmp_path)
+    assert "| 8 | 4 | 1.0 | 10 | 20 | 2.0 | 5 | 0.50 | 75.0 |" in table
+    assert (
+        "ended 4 with 200, 6 with 429; memory 100 MiB before, 101 after; the next request was answered in 7 ms" in table
+    )
+    (tmp_path / "elsewhere.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="elsewhere.json: its name must be one of cpu_steward_mini"):
+        measured_tables.service_table(tmp_path)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_readme_shows_what_was_measured(name):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, after = marked_text.around(ROOT / "README.md", name)
+    assert TABLES[name](RUNS) in text[len(before) : len(text) - len(after)]
+
+
+def test_what_was_not_run_is_an_empty_cell(tmp_path):
+    facts = json.loads((RUNS / "h200/qwen3_4b_vllm.json").read_text(encoding="utf-8"))
+    facts["levels"] = [level for level in facts["levels"] if level["concurrency"] == 64]
+    (tmp_path / "qwen3_4b_vllm.json").write_text(json.dumps(facts), encoding="utf-8")
+    row = measured_tables.gpu_speed_table(tmp_path).splitlines()[-1]
+    assert row.startswith("| qwen3_4b vLLM, JSON guaranteed |  |  |  |  |  |  |  | 55.1 | 48 | 100 |  |  |"), row
+    facts["levels"] = [level | {"form": "verdicts", "concurrency": None} for level in facts["levels"]]
+    (tmp_path / "qwen3_4b_vllm.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert measured_tables.gpu_speed_table(tmp_path).endswith("| 55.1 | 47.7 |")
+
+
+def test_a_run_that_nobody_knows_is_not_guessed_at(tmp_path):
+    (tmp_path / "qwen3_4b_sglang.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"qwen3_4b_sglang.json: its name must be <model>_<run>.json.*vllm_json_schema"):
+        measured_tables.gpu_speed_table(tmp_path)
+
+
+def test_a_folder_without_runs_says_who_makes_them(tmp_path):
+    with pytest.raises(UserError, match="eval_latency_throughput.py makes them"):
+        measured_tables.gpu_speed_table(tmp_path)

@@ -1,0 +1,143 @@
+"""Every command that the README shows is run, word for word, in a fresh copy; a real model's name becomes the
+stand-in's.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.pipeline import QUIET, ROOT, copy_of_the_repo
+
+REAL_MODEL = "phi4mini"
+# Not run here: these build an environment, need Docker, or are this very test; each is covered as said.
+ELSEWHERE = {
+    "make test": "running now",
+    "make setup": "test_setup.py, with a stand-in for pip and conda",
+    "make demo": "test_demo.py",
+    "make serve": "test_serve.py, with README's own question",
+    "docker build": "needs a Docker engine",
+    "docker run": "needs a Docker engine",
+}
+
+
+def readme_commands():
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def run_here(command):
+    return not any(command.startswith(start) for start in ELSEWHERE)
+
+
+def test_the_readme_shows_the_contract():
+    commands = "\n".join(readme_commands())
+    for needed in (
+        "make ask",
+        "make setup",
+        "make prep",
+        f"make train-{REAL_MODEL}",
+        f"make kpi-{REAL_MODEL}",
+        f"make bench-{REAL_MODEL}",
+        "make report",
+        "make demo",
+        "make test",
+        "python src/prepare_splits.py --in data/all.jsonl --out data",
+        "python src/build_prompts.py",
+        f"accelerate launch src/sft_train.py --config configs/{REAL_MODEL}.yaml",
+        f"python src/evaluate_kpis.py --model_path outputs/{REAL_MODEL}-merged --backend hf --schema "
+        "configs/decoding.jsonschema "
+        f"--data data/test.jsonl --out reports/{REAL_MODEL}_metrics.json",
+    ):
+        assert needed in commands
+    assert all(any(command.startswith(start) for command in readme_commands()) for start in ELSEWHERE), (
+        "an exception that the README no longer has"
+    )
+
+
+def test_every_file_that_the_readme_names_exists():
+    tree = re.search(r"^## Where things are\n+```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S).group(1)
+    names = re.findall(r"[\w/]+\.(?:py|md)", tree)
+    assert len(names) >= 15
+    assert [name for name in names if not any((ROOT / folder / name).exists() for folder in ("", "src"))] == []
+
+
+@pytest.mark.slow
+def test_the_sample_answer_is_what_the_shipped_model_says():
+    [sample] = [
+        json.loads(line)
+        for line in re.findall(r'^(\{"result".*"probabilities".*\})$', (ROOT / "README.md").read_text(), re.M)
+    ]
+    asked = subprocess.run(
+        [sys.executable, "src/ask.py", "--pairs", "src/tasks/crm/sample_pairs.jsonl"],
+        cwd=ROOT,
+        env=os.environ | QUIET,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [json.loads(line) for line in asked.stdout.splitlines() if line.startswith("{")]
+    assert {key: sample[key] for key in ("result", "reasoning")} in [
+        {key: answer[key] for key in ("result", "reasoning")} for answer in answers
+    ]
+    found = next(answer for answer in answers if answer["reasoning"] == sample["reasoning"])
+    # The last digits are the machine's.
+    assert found["probabilities"] == pytest.approx(sample["probabilities"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_every_command_runs_word_for_word(tmp_path):
+    project = copy_of_the_repo(tmp_path)
+    # Few rows and a short training: the commands are what is tested here.
+    subprocess.run(
+        [sys.executable, "src/synthesize.py", "--rows", "240", "--out", "data/all.jsonl"],
+        cwd=project,
+        check=True,
+        capture_output=True,
+    )
+    config = project / "configs" / "standin.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 0.2"))
+    (project / "mine.csv").write_text(
+        "id,customer,name,city,phone\n"
+        + "".join(
+            f"{at},{at // 2},{'Ann Lee Bob Roe Cy Fox Di Gray'.split()[at // 2 % 4]} {at // 2},Salem {at % 3},555 "
+            f"01{at // 2:02}\n"
+            for at in range(60)
+        )
+    )
+    # make would draw 100,000 rows for boosting; a few that are newer than the generator serve here.
+    (project / "reports").mkdir(exist_ok=True)
+    few = [sys.executable, "src/synthesize.py", "--rows", "400", "--out", "reports/transfer_synthetic.jsonl"]
+    subprocess.run(few, cwd=project, check=True, capture_output=True)
+    commands = [command.replace(REAL_MODEL, "standin") for command in readme_commands() if run_here(command)]
+    assert len(commands) >= 10
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET
+    environment |= {
+        "PY": sys.executable,
+        "REQUESTS": "2",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for command in commands:
+        result = subprocess.run(shlex.split(command), cwd=project, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
+    made = [
+        "data/manifest.json",
+        "data/processed/val.jsonl",
+        "outputs/standin-lora/adapter_model.safetensors",
+        "outputs/standin-merged/model.safetensors",
+        "reports/standin_metrics.json",
+        "reports/standin_predictions.jsonl",
+        "reports/baseline_boosting_metrics.json",
+        "reports/baseline_splink_metrics.json",
+        "reports/standin_hf_latency.csv",
+        "reports/latency.csv",
+        "reports/metrics.csv",
+        "reports/model_comparison.md",
+        "reports/index.html",
+    ]
+    assert [name for name in made if not (project / name).is_file()] == []
