@@ -90,8 +90,8 @@ def judged(engine, task, pairs):
     found = [None] * len(pairs)
     with progress(len(pairs), "pairs", "verdicts") as bar:
         for at, shares in engine.verdicts([task.messages(case) for _, case in pairs]):
-            verdict = max(shares, key=lambda label: (shares[label], label == task.review_label))
-            found[at] = pairs[at][0] | {task.label_key: verdict} | shown(shares)
+            verdict = max(shares, key=lambda label: (shares[label], label == task.verdict.review))
+            found[at] = pairs[at][0] | {task.verdict.key: verdict} | shown(shares)
             bar.update(1)
     return found
 

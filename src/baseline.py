@@ -142,7 +142,7 @@ def answers(fitted, rows, task):
                 "input": row["input"],
                 "gold": row["output"],
                 "raw": None,
-                "answer": {task.label_key: label},
+                "answer": {task.verdict.key: label},
                 "label": label,
                 "probabilities": p,
                 "swapped_probabilities": p_swapped,
@@ -156,7 +156,7 @@ def answers(fitted, rows, task):
 
 
 def named(probabilities, task):
-    return [dict(zip(task.labels, (round(float(p), 6) for p in row), strict=True)) for row in probabilities]
+    return [dict(zip(task.verdict.labels, (round(float(p), 6) for p in row), strict=True)) for row in probabilities]
 
 
 if __name__ == "__main__":

@@ -102,7 +102,10 @@ def check_template(chat, task, row):
                 f"end token {tokenizer.decode([end])!r} is trained, so the model learns to stop",
             ),
             say(not reads_clock(chat, messages), "the template does not read the clock"),
-            say(bool(verdict_branch.find_branch(chat, task)), f"verdicts part at one token: {', '.join(task.labels)}"),
+            say(
+                bool(verdict_branch.find_branch(chat, task)),
+                f"verdicts part at one token: {', '.join(task.verdict.labels)}",
+            ),
         ]
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from common import ROOT, UserError, shown_path
+from common import ROOT, UserError, existing_file, shown_path
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Config:
     merge: Merge = field(default_factory=Merge)
 
 
-def load_config(path, overrides=()):
-    """The checked configuration in a YAML file, with `section.key=value` overrides applied."""
+def load_config(path, overrides=(), overlay=None):
+    """The checked configuration in a YAML file; over it lie a task's overlay and `section.key=value` overrides."""
     path = Path(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.stem, model_names(), n=1, cutoff=0.0)
@@ -84,19 +84,36 @@ def load_config(path, overrides=()):
             f"{path}: no such config; there is: {', '.join(model_names()) or 'none'}"
             + (f" (nearest: configs/{near[0]}.yaml)" if near else "")
         )
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}; mend the line named") from error
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: a mapping of settings was expected, found {type(values).__name__}; copy the shape of another "
-            "config"
-        )
+    values = read_yaml(path)
+    lay_over(values, overlay or {})
     for text in overrides:
         _override(values, text)
-    where = f"{shown_path(path)} with --set {' '.join(overrides)}" if overrides else shown_path(path)
-    return _build(Config, values, where, "")
+    where = shown_path(path) + (" under the task's overlay" if overlay else "")
+    return build(Config, values, f"{where} with --set {' '.join(overrides)}" if overrides else where)
+
+
+def lay_over(values, overlay):
+    """Put an overlay's values over a model's own, section by section."""
+    for section, own in overlay.items():
+        values[section] = (values.get(section) or {}) | own
+
+
+def read_yaml(path):
+    """The mapping in a YAML file, read strictly: no key twice, 2e-4 is a number."""
+    try:
+        values = yaml.load(existing_file(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}; fix the line named") from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: a mapping of settings was expected, found {type(values).__name__}; copy the shape of another one"
+        )
+    return values
+
+
+def build(kind, values, where):
+    """A dataclass made from a mapping, every key and value checked; `where` names the source in messages."""
+    return _build(kind, values, where, "")
 
 
 def model_names():
@@ -105,7 +122,7 @@ def model_names():
 
 def config_from_dict(values, where):
     """A configuration that an earlier step resolved and kept in its manifest."""
-    return _build(Config, values, where, "")
+    return build(Config, values, where)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -167,6 +184,9 @@ def _build(kind, values, where, prefix):
 
 
 def _value(hint, value, limits, where, key):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and value is not None:
+        # A section that may be left out.
+        hint = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), hint)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, key + ".")
     if typing.get_origin(hint) is typing.Literal:

@@ -173,13 +173,13 @@ def find_predictions(metrics_path, named):
 def checked_predictions(path, metrics_path, metrics, task):
     """The rows that were scored: their confusion matrix must be the one in the metrics file."""
     rows = read_jsonl(path)
-    labels = task.labels
+    labels = task.verdict.labels
     again = f"score again with src/evaluate_kpis.py --out {metrics_path}"
     counts = [[0] * (len(labels) + 1) for _ in labels]
     for number, row in enumerate(rows, 1):
         try:
             said = len(labels) if row["label"] is None else labels.index(row["label"])
-            counts[labels.index(row["gold"][task.label_key])][said] += 1
+            counts[labels.index(row["gold"][task.verdict.key])][said] += 1
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}:{number}: not a prediction of this task ({type(error).__name__}: {error}); {again}"

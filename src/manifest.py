@@ -1,15 +1,21 @@
 """Where a result came from: command, versions, hardware, time and memory, kept beside it in a manifest."""
 
+import ast
 import contextlib
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
-from common import ROOT, shown_path, write_json
+from common import ROOT, sha256_text, shown_path, write_json
+
+SRC = Path(__file__).resolve().parent
+NAMED_MODULE = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)+:[\w.]+")  # how a library is told what to import
 
 
 class Clock:
@@ -105,3 +111,66 @@ def hardware():
         facts["gpu"] = torch.cuda.get_device_name()
         facts["gpu_count"] = torch.cuda.device_count()
     return facts
+
+
+def fingerprint(facts, *sources):
+    """The one name of everything that a result depends on: `facts` as JSON, and the code that makes it.
+
+    `sources` are files of src/; what they import of the project, directly or through others, is part of the name.
+    Comments, docstrings and layout are not: a better word must not train a model again.
+    """
+    code = {shown_path(path): code_hash(path) for path in closure(sources)}
+    return sha256_text(json.dumps([facts, code], sort_keys=True, default=str))
+
+
+def closure(sources):
+    """These files and every file of the project that they import, wherever in the file the import stands."""
+    found, waiting = set(), [Path(source).resolve() for source in sources]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += imported(path)
+    return sorted(found)
+
+
+@cache
+def imported(path):
+    """The project's files that a file imports, or names as "module:attribute" for a library that imports them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {file for alias in node.names for file in files_of(alias.name)}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {file for alias in node.names for file in files_of(f"{node.module}.{alias.name}")}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED_MODULE.fullmatch(node.value):
+            found |= files_of(node.value.partition(":")[0])
+    return found - {path}
+
+
+@cache
+def files_of(module):
+    """The project's files behind a dotted name: the module, or the package that an attribute is taken from."""
+    parts = module.split(".")
+    for n in range(len(parts), 0, -1):
+        place = SRC.joinpath(*parts[:n])
+        inits = {SRC.joinpath(*parts[:at], "__init__.py") for at in range(1, n)}
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                return {file, *(init for init in inits if init.is_file())}
+    return set()
+
+
+@cache
+def code_hash(path):
+    """A hash of what a file does, without comments, docstrings and layout."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and is_docstring(body[0]):
+            node.body = body[1:] or [ast.Pass()]
+    return sha256_text(ast.dump(tree))
+
+
+def is_docstring(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

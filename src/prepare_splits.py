@@ -145,10 +145,10 @@ def read_index(source, task):
     problems = Problems()
     with progress(n_lines, "rows", "check and index") as bar:
         for number, row in checked_rows(source, task, problems):
-            index.add(number, row, task.labels.index(row["output"][task.label_key]))
+            index.add(number, row, task.verdict.labels.index(row["output"][task.verdict.key]))
             bar.update(1)
         index.close()
-    for message in index.conflicts(source, task.labels):
+    for message in index.conflicts(source, task.verdict.labels):
         problems.note(message)
     problems.stop_if_any(source)
     if index.n < 3:
@@ -212,7 +212,7 @@ def fill(split_of, rows_of_class, room):
 def write_splits(source, folder, split_of, index, task):
     """Second pass: every line goes to its split as it stands, and the classes are counted."""
     names = list(SPLITS)
-    counts = {name: dict.fromkeys(task.labels, 0) for name in names}
+    counts = {name: dict.fromkeys(task.verdict.labels, 0) for name in names}
     paths = [Path(folder) / f"{name}.jsonl" for name in names]
     at = 0
     with written_whole(*paths) as files, progress(len(split_of), "rows", "write splits") as bar:
@@ -220,7 +220,7 @@ def write_splits(source, folder, split_of, index, task):
             if at < len(split_of) and index.lines[at] == number:
                 name = names[split_of[at]]
                 files[split_of[at]].write(line if line.endswith("\n") else line + "\n")
-                counts[name][task.labels[index.labels[at]]] += 1
+                counts[name][task.verdict.labels[index.labels[at]]] += 1
                 at += 1
                 bar.update(1)
     return counts

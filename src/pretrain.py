@@ -402,13 +402,13 @@ def held_out_scores(task, out, n_rows):
     fitted = calibration.store(
         out,
         verdicts(engine, task, validation),
-        [row["output"][task.label_key] for row in validation],
-        task.labels,
+        [row["output"][task.verdict.key] for row in validation],
+        task.verdict.labels,
         f"{n_rows:,} synthetic pairs, seed {VALIDATION_SEED}, test pool",
     )
     engine.temperature = fitted["temperature"]
     found = verdicts(engine, task, held_out)
-    return scores_of(found, [row["output"][task.label_key] for row in held_out], task) | {
+    return scores_of(found, [row["output"][task.verdict.key] for row in held_out], task) | {
         "temperature": fitted["temperature"],
         "rows": n_rows,
     }
@@ -431,8 +431,8 @@ def scores_of(found, labels, task):
     import numpy as np
     from sklearn.metrics import f1_score
 
-    shares = np.array([[row[label] for label in task.labels] for row in found])
-    truth = np.array([task.labels.index(label) for label in labels])
+    shares = np.array([[row[label] for label in task.verdict.labels] for row in found])
+    truth = np.array([task.verdict.labels.index(label) for label in labels])
     told = shares.argmax(1)
     sure = shares.max(1)
     bins = np.minimum((sure * 10).astype(int), 9)

@@ -139,12 +139,12 @@ def row_of(entry, task):
     return {
         "id": f"review-{entry['pair'][:12]}",
         "input": entry["input"],
-        "output": {task.label_key: entry["result"], "reasoning": reasoning},
+        "output": {task.verdict.key: entry["result"], "reasoning": reasoning},
     }
 
 
 def preference_of(entry, row, task):
-    refused = {task.label_key: entry["model_result"], "reasoning": entry["model_reasoning"]}
+    refused = {task.verdict.key: entry["model_result"], "reasoning": entry["model_reasoning"]}
     return {
         "id": row["id"],
         "prompt": task.messages(entry["input"]),

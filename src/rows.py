@@ -2,11 +2,9 @@
 
 import sys
 
-import jsonschema
-
 from common import UserError, existing_file, parse_json, read_lines
 
-ROW_KEYS = {"id", "group", "input", "output"}
+ROW_KEYS = {"id", "group", "input", "output", "meta"}
 MOST_PROBLEMS_SHOWN = 1_000
 MOST_LEVELS = 100  # of brackets in brackets; steps that walk a record recurse once a level
 TOO_DEEP = f"nested too deeply, at most {MOST_LEVELS} levels"
@@ -57,8 +55,6 @@ def load_rows(source, task):
 
 def row_checker(task):
     """A function from one line to its row, None for a blank line, ValueError with the reason otherwise."""
-    check_case = task.module("data").check_case
-    schema = jsonschema.Draft202012Validator(task.answer_schema)
 
     def check(line):
         if isinstance(line, UnicodeDecodeError):
@@ -69,8 +65,8 @@ def row_checker(task):
             return None
         row = parse_line(line)
         problems = row_problems(row) or [
-            *check_case(row["input"]),
-            *map(answer_problem, sorted(schema.iter_errors(row["output"]), key=str)),
+            *task.check_case(row["input"]),
+            *map(answer_problem, task.answer_problems(row["output"])),
         ]
         if problems:
             raise ValueError("; ".join(problems))
@@ -120,7 +116,9 @@ def row_problems(row):
 
 
 def answer_problem(error):
-    """A schema error in the words of a row."""
+    """A schema error in the words of a row; a problem that is words already stays as it is."""
+    if isinstance(error, str):
+        return error
     place = ".".join(["output", *map(str, error.path)])
     if error.validator == "maxLength":
         return f"{place} is {len(error.instance)} characters long, at most {error.validator_value} are allowed"

@@ -101,7 +101,7 @@ class Engine:
         self.temperature = temperature
         self.branch = verdict_branch.find_branch(chat, task)
         self.end_ids = chat_template.end_ids(chat)
-        self.review_label = task.review_label
+        self.review_label = task.verdict.review
         self.rewinds = can_rewind(model)
         self.plain_head = has_plain_head(model)
         self.guarantee = None

@@ -269,7 +269,7 @@ class Engine:
         self.branch = verdict_branch.find_branch(chat, task)
         self.end_ids = chat_template.end_ids(chat)
         # Of equally likely verdicts the first is taken: the one that asks a person.
-        self.labels = sorted(self.branch.token_of, key=lambda label: label != task.review_label)
+        self.labels = sorted(self.branch.token_of, key=lambda label: label != task.verdict.review)
         self.guarantee = None
         if constrained:
             n_tokens = max(len(chat.tokenizer), model.n_vocab)

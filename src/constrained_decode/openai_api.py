@@ -298,7 +298,7 @@ class Engine:
         """Each label's share where its first letter was written; None where the server tells no log-probabilities
         there.
         """
-        opening = f'"{self.task.label_key}":"'
+        opening = f'"{self.task.verdict.key}":"'
         written = ""
         for token in tokens:
             before = written
@@ -310,10 +310,10 @@ class Engine:
                     if opening not in unspaced(before)
                     else ""
                 )
-                shares = dict.fromkeys(self.task.labels, 0.0)
+                shares = dict.fromkeys(self.task.verdict.labels, 0.0)
                 for other in token.get("top_logprobs") or ():
                     spelled = other["token"][len(lead) :] if other["token"].startswith(lead) else ""
-                    for label in self.task.labels:
+                    for label in self.task.verdict.labels:
                         if spelled and (label.startswith(spelled) or spelled.startswith(label)):
                             shares[label] += math.exp(other["logprob"])
                 total = sum(shares.values())

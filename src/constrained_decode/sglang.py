@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 from common import UserError
-from constrained_decode import _server, openai_api
+from constrained_decode import openai_api
+from load import model_server
 
 INTERPRETER = "STEWARD_SGLANG_PYTHON"
 NAME = "steward"
@@ -36,10 +37,10 @@ def load(model_path, task, config, batch_size=None, constrained=True):
 @contextlib.contextmanager
 def serve(model_path, task, config, n_rows, more, log, constrained=True, random_weights=False):
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
-    port = _server.free_port()
+    port = model_server.free_port()
     started = [*command(model_path, port, random_weights), *shlex.split(more)]
-    with _server.running(started, f"http://127.0.0.1:{port}/health", log):
-        yield f"http://127.0.0.1:{port}/v1", _server.facts("sglang", started)
+    with model_server.running(started, f"http://127.0.0.1:{port}/health", log):
+        yield f"http://127.0.0.1:{port}/v1", model_server.facts("sglang", started)
 
 
 def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):

@@ -17,9 +17,10 @@ import sys
 import time
 
 from common import ROOT, UserError, parsed_answer
-from constrained_decode import Answer, _server, openai_api
+from constrained_decode import Answer, openai_api
 from constrained_decode._reading import check_lengths, text_of
 from language_model import calibration, chat_template, hub, verdict_branch
+from load import model_server
 from tasks import load_task
 
 PROCESSOR = "constrained_decode._vllm_guarantee:Guaranteed"
@@ -59,14 +60,14 @@ def check_installed():
 def serve(model_path, task, config, n_rows, more, log, constrained=True, random_weights=False):
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
     check_installed()
-    port = _server.free_port()
+    port = model_server.free_port()
     reader = Reader(model_path, task, config, constrained)
     # Of a stream a first token at once, the others together: their events would cost the server more than the tokens.
     address = {"host": "127.0.0.1", "port": port, "stream_interval": config.gen.max_new_tokens}
     options = engine_options(reader, task, config, max(ROWS, n_rows), random_weights) | address
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options), *shlex.split(more)]
-    with _server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT if constrained else {}):
-        yield f"http://127.0.0.1:{port}/v1", _server.facts("vllm", command)
+    with model_server.running(command, f"http://127.0.0.1:{port}/health", log, ENVIRONMENT if constrained else {}):
+        yield f"http://127.0.0.1:{port}/v1", model_server.facts("vllm", command)
 
 
 def engine_options(reader, task, config, n_rows, random_weights=False):
@@ -294,7 +295,7 @@ class Client(openai_api.Engine):
         if answer.finish_reason.startswith("failed"):
             return answer
         told = parsed_answer(answer.text, self.schema) if self.constrained else None
-        n_settled = n_opening + len(self.reader.branch.rest_of[told[self.task.label_key]]) + 1 if told else n_opening
+        n_settled = n_opening + len(self.reader.branch.rest_of[told[self.task.verdict.key]]) + 1 if told else n_opening
         return dataclasses.replace(
             answer,
             prompt_tokens=answer.prompt_tokens - n_opening,

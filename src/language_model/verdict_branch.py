@@ -25,7 +25,7 @@ def find_branch(chat, task):
             label: chat.ids(
                 chat.full_text(probe, [{"role": "assistant", "content": task.completion(_answer(task, label, text))}])
             )[start:]
-            for label in task.labels
+            for label in task.verdict.labels
         }
         for text in ("x", "Same.")
     )
@@ -33,7 +33,7 @@ def find_branch(chat, task):
     token_of = {label: ids[same] for label, ids in answers.items()}
     if len(set(token_of.values())) < len(token_of):
         raise UserError(
-            f"two of the verdicts {', '.join(task.labels)} start with the same token in this tokenizer, so one look "
+            f"two of the verdicts {', '.join(task.verdict.labels)} start with the same token in this tokenizer, so one look "
             "cannot tell them apart; "
             "give the labels different first words"
         )
@@ -47,5 +47,5 @@ def n_alike(*rows):
 
 
 def _answer(task, label, text):
-    others = [key for key in task.answer_schema["required"] if key != task.label_key]
-    return {task.label_key: label, **dict.fromkeys(others, text)}
+    others = [key for key in task.answer_schema["required"] if key != task.verdict.key]
+    return {task.verdict.key: label, **dict.fromkeys(others, text)}

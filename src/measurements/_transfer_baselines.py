@@ -99,8 +99,8 @@ class Synthetic:
         import numpy as np
         from sklearn.metrics import precision_recall_curve
 
-        decided = [row for row in self.rows if row["output"][self.task.label_key] != self.task.review_label]
-        truth = [row["output"][self.task.label_key] == match_label(self.task) for row in decided]
+        decided = [row for row in self.rows if row["output"][self.task.verdict.key] != self.task.verdict.review]
+        truth = [row["output"][self.task.verdict.key] == match_label(self.task) for row in decided]
         if len(set(truth)) < 2:
             return None
         precision, recall, thresholds = precision_recall_curve(
@@ -168,7 +168,9 @@ def score_splink(cases, task, seed):
 
     start = perf_counter()
     try:
-        model, method = splink_model([{"input": case, "output": {task.label_key: None}} for case in cases], task, seed)
+        model, method = splink_model(
+            [{"input": case, "output": {task.verdict.key: None}} for case in cases], task, seed
+        )
         if model is None:
             raise NotPossible("no field is filled on both sides of any pair")
         fitted = perf_counter()
@@ -211,7 +213,7 @@ def from_verdicts(probabilities_of, method, cases, task, n_robustness, seed):
     start = perf_counter()
     probabilities = np.asarray(probabilities_of(cases), float)
     seconds = perf_counter() - start
-    match, review = (task.labels.index(label) for label in (match_label(task), task.review_label))
+    match, review = (task.verdict.labels.index(label) for label in (match_label(task), task.verdict.review))
     scores = probabilities[:, match] + probabilities[:, review] / 2
     verdicts = probabilities.argmax(1)
     steadiness = robustness(probabilities_of, cases, verdicts, task, n_robustness, seed)
@@ -245,7 +247,7 @@ def verdict_numbers(probabilities_of, cases):
 
 def turned(before, after, task):
     """n, and the shares of verdicts that changed and that turned round without passing review."""
-    review = task.labels.index(task.review_label)
+    review = task.verdict.labels.index(task.verdict.review)
     changed = before != after
     flipped = changed & (before != review) & (after != review)
     return {"n": len(before), "changed_pct": percent(changed), "flipped_pct": percent(flipped)}
@@ -253,8 +255,8 @@ def turned(before, after, task):
 
 def removal(probabilities_of, cases, before, task, seed):
     """Of the matches that can spare a field: the share that is no match once one of their fields is gone."""
-    match = task.labels.index(match_label(task))
-    against = task.labels.index(part_of(task, "VERDICTS_BY_WEIGHT")[-1])
+    match = task.verdict.labels.index(match_label(task))
+    against = task.verdict.labels.index(part_of(task, "VERDICTS_BY_WEIGHT")[-1])
     matches = [case for case, verdict in zip(cases, before, strict=True) if verdict == match]
     poorer = [
         less

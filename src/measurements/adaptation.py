@@ -266,7 +266,7 @@ def model_answers(folder, rows, args, task):
 
     def probabilities(cases):
         found = in_order(engine.verdicts([task.messages(case) for case in cases]), len(cases), "verdicts")
-        return [[shares[label] for label in task.labels] for shares in found]
+        return [[shares[label] for label in task.verdict.labels] for shares in found]
 
     method = f"{args.backend}: " + ", ".join(f"{key} {value}" for key, value in engine.facts.items())
     return from_verdicts(probabilities, method, [row["input"] for row in rows], task, 0, args.seed)
@@ -296,7 +296,7 @@ def draw(rows, n, seed, task):
     for at, pair in enumerate(places):
         for entity in set(pair):
             pairs_of[entity].append(at)
-    label_of = [row["output"][task.label_key] for row in rows]
+    label_of = [row["output"][task.verdict.key] for row in rows]
     quotas = [class_quotas(label_of, size) for size in (n - round((1 - TRAIN_SHARE) * n), round((1 - TRAIN_SHARE) * n))]
     region = grown_region(pairs_of, places, label_of, quotas[1], rng)
     sides = (

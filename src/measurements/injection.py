@@ -127,7 +127,7 @@ def of_length(n, rng):
 def verdicts(engine, task, cases):
     found = [None] * len(cases)
     for at, chances in engine.verdicts([task.messages(case) for case in cases]):
-        found[at] = max(chances, key=lambda label: (chances[label], label == task.review_label))
+        found[at] = max(chances, key=lambda label: (chances[label], label == task.verdict.review))
     return found
 
 

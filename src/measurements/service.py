@@ -20,9 +20,9 @@ from typing import NamedTuple
 import jsonschema
 
 from common import ROOT, UserError, WorkFailed, parsed_answer, quiet_libraries
-from constrained_decode import Answer, _server, load_engine, openai_api
+from constrained_decode import Answer, load_engine, openai_api
 from language_model.model_folder import SHIPPED, model_config
-from load import clients
+from load import clients, model_server
 from manifest import Clock, write_manifest
 from rows import pairs_from_file
 from service.settings import model_settings
@@ -128,11 +128,11 @@ def contenders(args, task):
 @contextlib.contextmanager
 def served(args):
     """(the service's address, its process)"""
-    port = _server.free_port()
+    port = model_server.free_port()
     log = args.out.with_suffix(".log")
     command = [sys.executable, str(ROOT / "src/serve.py"), "--port", str(port), "--workers", str(args.workers)]
     command += ["--upstream", args.upstream, "--model_path", args.model_path] if args.upstream else []
-    with _server.running(command, f"http://127.0.0.1:{port}/readyz", log) as process:
+    with model_server.running(command, f"http://127.0.0.1:{port}/readyz", log) as process:
         yield f"http://127.0.0.1:{port}", process
 
 

@@ -247,7 +247,7 @@ class Bench:
         found = in_order(
             self.loaded_engine().verdicts([self.task.messages(case) for case in cases]), len(cases), "verdicts"
         )
-        return [[shares[label] for label in self.task.labels] for shares in found]
+        return [[shares[label] for label in self.task.verdict.labels] for shares in found]
 
 
 def model_facts(args):
@@ -287,12 +287,12 @@ def read_set(path, task, limit, seed):
         return [], facts, "the file is empty"
     rows = load_rows(path, task)
     facts["rows"] = len(rows)
-    n_review = sum(row["output"][task.label_key] == task.review_label for row in rows)
+    n_review = sum(row["output"][task.verdict.key] == task.verdict.review for row in rows)
     if n_review:
         return (
             [],
             facts,
-            f"{n_review:,} of {len(rows):,} rows are {task.review_label}; only sets whose truth is match or no match "
+            f"{n_review:,} of {len(rows):,} rows are {task.verdict.review}; only sets whose truth is match or no match "
             "can be scored",
         )
     if limit and limit < len(rows):
@@ -304,7 +304,7 @@ def read_set(path, task, limit, seed):
 
 
 def is_match(row, task):
-    return row["output"][task.label_key] == task.module("baseline").VERDICTS_BY_WEIGHT[0]
+    return row["output"][task.verdict.key] == task.module("baseline").VERDICTS_BY_WEIGHT[0]
 
 
 def blend(model, boosting):
@@ -339,9 +339,9 @@ def measured(found):
 def verdict_counts(truth, verdicts, task):
     """How many matches and how many others got each most likely verdict: match, for review or neither."""
     counts = {name: {"matches": 0, "others": 0} for name in ("match", "for_review", "no_match")}
-    name_of = {task.module("baseline").VERDICTS_BY_WEIGHT[0]: "match", task.review_label: "for_review"}
+    name_of = {task.module("baseline").VERDICTS_BY_WEIGHT[0]: "match", task.verdict.review: "for_review"}
     for is_true, verdict in zip(truth, verdicts, strict=True):
-        counts[name_of.get(task.labels[verdict], "no_match")]["matches" if is_true else "others"] += 1
+        counts[name_of.get(task.verdict.labels[verdict], "no_match")]["matches" if is_true else "others"] += 1
     return counts
 
 

@@ -139,14 +139,14 @@ def wrong_verdicts(report, most_wrong):
     found = []
     n_wrong = []
     for at, model in enumerate(report.measured):
-        wrong = [row for row in model.predictions if row["label"] != row["gold"][report.task.label_key]]
+        wrong = [row for row in model.predictions if row["label"] != row["gold"][report.task.verdict.key]]
         n_wrong.append(len(wrong))
         wrong.sort(key=lambda row: -confidence(row))
         found += [wrong_verdict(report.task, row, at) for row in wrong[:most_wrong]]
     return {
         "models": [{"title": model.title, "wrong": n} for model, n in zip(report.measured, n_wrong, strict=True)],
         "most": most_wrong,
-        "labels": list(report.task.labels),
+        "labels": list(report.task.verdict.labels),
         "sides": list(report.task.module("data").RECORDS),
         "rows": found,
     }
@@ -154,7 +154,7 @@ def wrong_verdicts(report, most_wrong):
 
 def wrong_verdict(task, row, at):
     kpis = task.module("kpis")
-    key = task.label_key
+    key = task.verdict.key
     gold_text, said_text = (
         {name: value for name, value in (answer or {}).items() if name != key}
         for answer in (row["gold"], row.get("answer"))

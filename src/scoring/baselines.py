@@ -39,7 +39,7 @@ class Fitted:
 def label_numbers(rows, task):
     import numpy as np
 
-    return np.array([task.labels.index(row["output"][task.label_key]) for row in rows])
+    return np.array([task.verdict.labels.index(row["output"][task.verdict.key]) for row in rows])
 
 
 def cases_of(rows):
@@ -50,7 +50,7 @@ def fit_majority(train, val, task, seed):
     """Every case gets the class shares of the training rows."""
     import numpy as np
 
-    shares = np.bincount(label_numbers(train, task), minlength=len(task.labels)) / len(train)
+    shares = np.bincount(label_numbers(train, task), minlength=len(task.verdict.labels)) / len(train)
     return Fitted(lambda cases: np.tile(shares, (len(cases), 1)), "class shares", "class shares of the training rows")
 
 
@@ -129,7 +129,7 @@ def spread(probabilities, classes, task):
     """Columns for all labels from those of the classes that were trained on; the others get 0. Rows sum to 1."""
     import numpy as np
 
-    found = np.zeros((len(probabilities), len(task.labels)))
+    found = np.zeros((len(probabilities), len(task.verdict.labels)))
     found[:, classes] = probabilities
     return found / found.sum(1, keepdims=True)
 
@@ -193,7 +193,7 @@ def splink_model(train, task, seed):
     )
     if settings is None:
         return None, "class shares: nothing to compare"
-    matches = [row["output"][task.label_key] == part_of(task, "VERDICTS_BY_WEIGHT")[0] for row in train]
+    matches = [row["output"][task.verdict.key] == part_of(task, "VERDICTS_BY_WEIGHT")[0] for row in train]
     linker = splink_linker(
         [table.assign(match=table["pair"].astype("Int64").where(matches)) for table in (left, right)], settings
     )
@@ -248,7 +248,7 @@ def fit_verdicts(weights, y, task):
     import numpy as np
     from sklearn.isotonic import IsotonicRegression
 
-    order = [task.labels.index(label) for label in part_of(task, "VERDICTS_BY_WEIGHT")]
+    order = [task.verdict.labels.index(label) for label in part_of(task, "VERDICTS_BY_WEIGHT")]
     curves = [
         IsotonicRegression(out_of_bounds="clip").fit(weights, np.isin(y, order[:n])) for n in range(1, len(order))
     ]

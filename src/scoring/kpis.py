@@ -22,12 +22,12 @@ def read_predictions(path, task):
 def is_prediction(row, task):
     """Whether a row holds what the KPIs read."""
     try:
-        shares = [row.get(key) or task.labels for key in ("probabilities", "swapped_probabilities")]
+        shares = [row.get(key) or task.verdict.labels for key in ("probabilities", "swapped_probabilities")]
         return (
-            row["gold"][task.label_key] in task.labels
-            and row["label"] in (None, *task.labels)
+            row["gold"][task.verdict.key] in task.verdict.labels
+            and row["label"] in (None, *task.verdict.labels)
             and {"input", "raw", "answer"} <= row.keys()
-            and all(set(share) == set(task.labels) for share in shares)
+            and all(set(share) == set(task.verdict.labels) for share in shares)
         )
     except (AttributeError, KeyError, TypeError):
         return False
@@ -72,8 +72,8 @@ class Columns:
 
         self.np = np
         self.task = task
-        self.labels = task.labels
-        self.gold = np.array([self.labels.index(row["gold"][task.label_key]) for row in predictions])
+        self.labels = task.verdict.labels
+        self.gold = np.array([self.labels.index(row["gold"][task.verdict.key]) for row in predictions])
         # The column after the last label counts answers without a valid verdict.
         self.said = np.array(
             [self.labels.index(row["label"]) if row["label"] is not None else len(self.labels) for row in predictions]
@@ -156,7 +156,7 @@ class Columns:
             )
             both.append(there)
             changed.append(first != second)
-            flipped.append(first != second and self.task.review_label not in (first, second))
+            flipped.append(first != second and self.task.verdict.review not in (first, second))
         return {"swapped": both, "swap_changed": changed, "swap_flipped": flipped}
 
     def _task_columns(self, predictions):
@@ -222,13 +222,13 @@ class Columns:
                 f"recall_{label}": (ratio(right[c], n_gold[c]), n_gold[c], f"{label} cases that are found"),
                 f"f1_{label}": (f1[c], n_gold[c], f"harmonic mean of precision and recall for {label}"),
             }
-        review = self.labels.index(self.task.review_label)
+        review = self.labels.index(self.task.verdict.review)
         decided = n_said.sum(0) - n_said[review]
         found |= {
             "decided_pct": (
                 100 * ratio(decided, n),
                 n,
-                f"cases decided without a person (a verdict other than {self.task.review_label})",
+                f"cases decided without a person (a verdict other than {self.task.verdict.review})",
             ),
             "decided_error_pct": (
                 100 * ratio(decided - right.sum(0) + right[review], decided),
@@ -281,7 +281,7 @@ class Columns:
             "swap_flipped_pct": (
                 100 * ratio(col["swap_flipped"], col["swapped"]),
                 col["swapped"],
-                f"verdicts that swapping turns round without passing {self.task.review_label}",
+                f"verdicts that swapping turns round without passing {self.task.verdict.review}",
             ),
         }
         for name, (what, part, whole) in self.task.module("kpis").AGGREGATES.items():

@@ -189,7 +189,7 @@ def prediction(row, answer, swapped, schema, task):
         "gold": row["output"],
         "raw": answer.text,
         "answer": valid,
-        "label": valid[task.label_key] if valid else None,
+        "label": valid[task.verdict.key] if valid else None,
         "probabilities": answer.probabilities,
         "swapped_probabilities": swapped,
         "finish_reason": answer.finish_reason,

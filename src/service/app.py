@@ -21,7 +21,8 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from common import UserError, WorkFailed, parsed_answer, read_json, sha256_text
-from constrained_decode import _server, load_engine
+from constrained_decode import load_engine
+from load import model_server
 from service import chat, contract, memory, metrics
 from service.bodies import (
     JSON_TYPE,
@@ -61,7 +62,7 @@ def application():
 def build(settings):
     service = Service(settings)
     stopped = threading.Event()
-    _server.STOPPED.set(stopped)
+    model_server.STOPPED.set(stopped)
 
     @contextlib.asynccontextmanager
     async def life(app):
@@ -225,7 +226,7 @@ class Service:
         if told is None:
             metrics.FAILED.labels("not valid").inc()
             raise Refused(502, "the model's server sent no answer that fits the schema")
-        metrics.VERDICTS.labels(told[self.task.label_key]).inc()
+        metrics.VERDICTS.labels(told[self.task.verdict.key]).inc()
         metrics.CLOSED.inc(bool(answer.late))
         return told, answer
 
@@ -327,7 +328,7 @@ def add_routes(app, service):
         if service.settings.log_records:
             request.state.log |= {"pair": pair}
         told, answer = await while_there(request, service.match(pair, detail))
-        request.state.log |= {"result": told[service.task.label_key]}
+        request.state.log |= {"result": told[service.task.verdict.key]}
         return Json(told | (service.detail(pair, answer) if detail else {}))
 
     @app.post("/match/batch", **contract.BATCH)

@@ -109,8 +109,8 @@ def told(asked, answer, task):
 
 def verdict_tokens(answer, task):
     """The answer up to its verdict as two tokens, the second with every verdict's log-probability."""
-    before, verdict = (answer.text.partition(f'"{task.label_key}":"')[index] for index in (1, 2))
-    label = next((label for label in task.labels if verdict.startswith(label)), None)
+    before, verdict = (answer.text.partition(f'"{task.verdict.key}":"')[index] for index in (1, 2))
+    label = next((label for label in task.verdict.labels if verdict.startswith(label)), None)
     if not label or not answer.probabilities:
         return []
     opening = {"token": "{" + before, "logprob": 0.0, "bytes": None, "top_logprobs": []}

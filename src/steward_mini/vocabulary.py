@@ -63,13 +63,13 @@ def fixed_texts(task):
     """
     opening, rest = skeleton(task)
     openings = getattr(task.module("reasons"), "OPENINGS", {})
-    return [task.system_text, opening, rest, *task.labels, *(f"{text}: " for text in openings.values())]
+    return [task.system_text, opening, rest, *task.verdict.labels, *(f"{text}: " for text in openings.values())]
 
 
 def skeleton(task):
     """What an answer writes before its verdict, and from there to the first letter of its text."""
-    others = [key for key in task.answer_schema["required"] if key != task.label_key]
-    text = task.completion({task.label_key: "?", others[0]: "!"})
+    others = [key for key in task.answer_schema["required"] if key != task.verdict.key]
+    text = task.completion({task.verdict.key: "?", others[0]: "!"})
     before, _, after = text.partition("?")
     return before, after.partition("!")[0]
 

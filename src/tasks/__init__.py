@@ -1,57 +1,172 @@
-"""One folder = one task. The folder is the registry; Task holds what every step may ask of it."""
+"""One folder = one task. The folder is the registry; a Task holds what every step may ask of it.
 
+A folder has task.yaml and prompt.md, and of these modules those that it needs: data.py (what a row is), kpis.py (what an
+answer is worth), service.py, synthetic.py, importing.py, baseline.py, preferences.py. docs/tasks.md describes each.
+"""
+
+import argparse
+import dataclasses
 import difflib
 import importlib
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import yaml
+import jsonschema
 
 from common import ROOT, UserError, existing_file, read_json, to_json
+from config import build, read_yaml
+from tasks import answers
 
 FOLDER = Path(__file__).parent
 DEFAULT = "crm"
+OPTIONAL_MODULES = ("kpis", "service", "synthetic", "importing", "baseline", "preferences")
+
+
+@dataclass(frozen=True)
+class VerdictFile:
+    """The section `verdict` of a task.yaml."""
+
+    key: str  # the answer's key that holds the verdict; always written first
+    review: str  # the verdict that hands the case to a person: never an automatic decision
+    reason: str | None = None  # the answer's key that holds the sentence beside the verdict
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What a task.yaml may say."""
+
+    title: str
+    answer: typing.Literal["verdict", "json", "text", "tool_call"]
+    schema: str | None = None  # path of the answer's JSON Schema, relative to the task's folder or to the project
+    verdict: VerdictFile | None = None
+    stratify_by: str | None = None  # a row's value that every split gets its share of, as output.result or meta.kind
+    select_by: str | None = None  # the KPI that picks the checkpoint; `loss` is the loss on the validation rows
+    columns: dict[str, str] = field(default_factory=dict)  # of the comparison table, in order: title -> KPI
+    gen: dict = field(default_factory=dict)  # these three lie over the sections of the same name in a model's YAML
+    train: dict = field(default_factory=dict)
+    peft: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a task that decides between a few labels has beside an answer."""
+
+    key: str
+    review: str
+    reason: str | None
+    labels: tuple[str, ...]
+
+    def of(self, answer):
+        """The label of an answer; None where there is no answer."""
+        return answer[self.key] if answer is not None else None
+
+    def likeliest(self, shares):
+        """The likeliest label; of equally likely ones that which asks a person."""
+        return max(shares, key=lambda label: (shares[label], label == self.review))
 
 
 @dataclass(frozen=True)
 class Task:
     name: str
-    title: str
-    schema: str  # path of the answer's JSON Schema, relative to the project
-    label_key: str  # the answer's key that holds the verdict; always written first
-    review_label: str  # the verdict that hands the case to a person: never an automatic decision
-    columns: dict  # the comparison table's KPI columns in order: title -> KPI name
+    file: TaskFile
 
     @property
     def folder(self):
         return FOLDER / self.name
 
-    @cached_property
-    def answer_schema(self):
-        return read_json(ROOT / self.schema)
+    @property
+    def title(self):
+        return self.file.title
+
+    @property
+    def answer(self):
+        """verdict, json, text or tool_call."""
+        return self.file.answer
+
+    @property
+    def columns(self):
+        return self.file.columns
 
     @cached_property
-    def labels(self):
-        return tuple(self.answer_schema["properties"][self.label_key]["enum"])
+    def schema_path(self):
+        """The file of the answer's JSON Schema; None where any text is an answer."""
+        if not self.file.schema:
+            return None
+        own = self.folder / self.file.schema
+        return own if own.is_file() else ROOT / self.file.schema
+
+    @cached_property
+    def answer_schema(self):
+        """The JSON Schema of an answer as a value; None where any text is one."""
+        if self.schema_path:
+            return read_json(self.schema_path)
+        return answers.ANY_TOOL_CALL if self.answer == "tool_call" else None
+
+    @cached_property
+    def schema_checker(self):
+        return jsonschema.Draft202012Validator(self.answer_schema) if self.answer_schema is not None else None
+
+    @cached_property
+    def verdict(self):
+        """Key, labels and review label of a task with a verdict; None of any other."""
+        if not self.file.verdict:
+            return None
+        said = self.file.verdict
+        return Verdict(said.key, said.review, said.reason, tuple(self.answer_schema["properties"][said.key]["enum"]))
+
+    @property
+    def stratify_by(self):
+        return self.file.stratify_by or (f"output.{self.verdict.key}" if self.verdict else None)
+
+    @property
+    def select_by(self):
+        return self.file.select_by or ("macro_f1" if self.verdict else "loss")
+
+    @property
+    def overlay(self):
+        """{section: {key: value}} that lies over a model's YAML."""
+        return {name: dict(values) for name in ("gen", "train", "peft") if (values := getattr(self.file, name))}
 
     @cached_property
     def system_text(self):
         return existing_file(self.folder / "prompt.md").read_text(encoding="utf-8").strip()
 
     def module(self, name):
-        """One of the task's own modules: data, kpis, synthetic, baseline."""
+        """One of the task's own modules; None where it has none of an optional name."""
+        if name in OPTIONAL_MODULES and not (self.folder / f"{name}.py").is_file():
+            return None
         return importlib.import_module(f"tasks.{self.name}.{name}")
+
+    def hook(self, module, name, default=None):
+        """A function or constant of one of the task's modules, or the default where the task does not say."""
+        return getattr(self.module(module), name, default)
+
+    def check_case(self, case):
+        """What is wrong with an input, in words; empty when it is one."""
+        return self.module("data").check_case(case)
 
     def messages(self, case):
         """The prompt of one case, the same for training, evaluation, benchmark and service."""
-        canonical = getattr(self.module("data"), "canonical", lambda case: case)
-        return [{"role": "system", "content": self.system_text}, {"role": "user", "content": to_json(canonical(case))}]
+        user_text = self.hook("data", "user_text") or (lambda case: to_json(self.canonical(case)))
+        return [{"role": "system", "content": self.system_text}, {"role": "user", "content": user_text(case)}]
+
+    def canonical(self, case):
+        """The case in the one form that a prompt shows, whatever the order it came in."""
+        return self.hook("data", "canonical", lambda case: case)(case)
 
     def completion(self, answer):
-        """The gold answer in the one serialisation that training, grammar and prefill share; the verdict comes first."""
-        rest = {key: value for key, value in answer.items() if key != self.label_key}
-        return to_json({self.label_key: answer[self.label_key], **rest})
+        """The gold answer in the one spelling that training, grammar and prefill share."""
+        return answers.completion(self, answer)
+
+    def parsed(self, text):
+        """The answer that a text is, or None. Nothing is guessed from a text that is no answer."""
+        return answers.parsed(self, text)
+
+    def answer_problems(self, answer):
+        """What is wrong with an answer as a row holds it, as errors of jsonschema or as words."""
+        return answers.problems(self, answer)
 
     def under(self, folder):
         """Where the task's files live: the default task keeps the flat paths, every other has a folder of its own."""
@@ -62,21 +177,56 @@ def task_names():
     return sorted(path.parent.name for path in FOLDER.glob("*/task.yaml"))
 
 
-def task_named_in(step):
-    """The task that a step's command line names with --task, read before the step's own parser, which is the task's."""
-    import argparse
+def load_task(name=DEFAULT):
+    if name not in task_names():
+        near = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.0)
+        raise UserError(f"no task '{name}'; there is: {', '.join(task_names())} (nearest: {near[0]})")
+    path = FOLDER / name / "task.yaml"
+    where = f"src/tasks/{name}/task.yaml"
+    task = Task(name, build(TaskFile, read_yaml(path), where))
+    if problem := file_problem(task):
+        raise UserError(f"{where}: {problem}")
+    return task
 
+
+def file_problem(task):
+    """What the parts of a task.yaml say against one another; None where they agree."""
+    if task.answer in ("verdict", "json") and not task.file.schema:
+        return f"answer: {task.answer} needs schema: <file>, the JSON Schema of an answer"
+    if task.answer == "text" and task.file.schema:
+        return "answer: text has no schema; take answer: json, or take the line out"
+    if task.schema_path and not task.schema_path.is_file():
+        return f"schema: {task.file.schema} is neither in the task's folder nor in the project"
+    if (task.answer == "verdict") != (task.file.verdict is not None):
+        return "answer: verdict and the section verdict (key, review) belong together; one is here without the other"
+    return verdict_problem(task) if task.file.verdict else None
+
+
+def verdict_problem(task):
+    said, keys = task.file.verdict, list(task.answer_schema.get("properties", ()))
+    if keys[:1] != [said.key]:
+        return (
+            f"verdict.key: {said.key!r} must be the first property of {task.file.schema} ({', '.join(keys) or 'none'})"
+        )
+    labels = task.answer_schema["properties"][said.key].get("enum") or []
+    if said.review not in labels:
+        return f"verdict.review: {said.review!r} is none of the labels {', '.join(map(str, labels)) or 'none'}"
+    if said.reason is not None and said.reason not in keys:
+        return f"verdict.reason: {said.reason!r} is no property of {task.file.schema}"
+    return None
+
+
+def task_named_in(step):
+    """The task that a command line names with --task, read before the step's own parser, which is the task's."""
     parser = argparse.ArgumentParser(prog=step, add_help=False, allow_abbrev=False)
     parser.add_argument("--task", default=DEFAULT)
     return load_task(parser.parse_known_args()[0].task)
 
 
-def load_task(name=DEFAULT):
-    if name not in task_names():
-        near = difflib.get_close_matches(name, task_names(), n=1, cutoff=0.0)
-        raise UserError(f"no task '{name}'; there is: {', '.join(task_names())} (nearest: {near[0]})")
-    facts = yaml.safe_load((FOLDER / name / "task.yaml").read_text(encoding="utf-8"))
-    try:
-        return Task(name=name, **facts)
-    except TypeError as error:
-        raise UserError(f"src/tasks/{name}/task.yaml: {error}") from error
+def facts(task):
+    """Of a task what shapes an answer, for fingerprints: the columns of a table are not among it."""
+    said = dataclasses.asdict(task.file)
+    return {key: said[key] for key in ("answer", "verdict")} | {
+        "schema": task.answer_schema,
+        "system": task.system_text,
+    }

@@ -95,7 +95,7 @@ def test_batching_and_left_padding_change_no_verdict(by_four, one_by_one, conver
     generated = {position: answer.probabilities for position, answer in by_four.answers(conversations)}
     assert together.keys() == alone.keys() == generated.keys() == set(range(len(conversations)))
     for position, shares in together.items():
-        assert list(shares) == list(TASK.labels) and sum(shares.values()) == pytest.approx(1, abs=1e-6)
+        assert list(shares) == list(TASK.verdict.labels) and sum(shares.values()) == pytest.approx(1, abs=1e-6)
         assert shares == pytest.approx(alone[position], abs=1e-5) and shares == pytest.approx(
             generated[position], abs=1e-5
         )
@@ -113,7 +113,7 @@ def test_verdicts_are_those_of_a_plain_forward_pass(by_four, conversations):
         ids = torch.tensor([by_four.chat.prompt_ids(conversations[position]) + branch.opening])
         with torch.no_grad():
             chances = by_four.model(input_ids=ids).logits[0, -1].softmax(-1)
-        of_labels = chances[[branch.token_of[label] for label in TASK.labels]]
+        of_labels = chances[[branch.token_of[label] for label in TASK.verdict.labels]]
         assert list(shares.values()) == pytest.approx((of_labels / of_labels.sum()).tolist(), abs=1e-5)
 
 
@@ -342,7 +342,7 @@ def test_of_equally_likely_verdicts_the_one_for_a_person_is_taken(by_four):
     import torch
 
     logits = torch.zeros(1, by_four.model.config.vocab_size)
-    assert by_four._chosen_labels(logits) == [TASK.review_label]
+    assert by_four._chosen_labels(logits) == [TASK.verdict.review]
 
 
 def test_weights_that_the_manifest_does_not_name_are_refused(tmp_path):

@@ -171,7 +171,7 @@ def test_another_judge_agrees_token_by_token(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("label", TASK.labels)
+@pytest.mark.parametrize("label", TASK.verdict.labels)
 def test_the_verdict_is_the_one_that_the_model_prefers_even_in_a_budget_that_just_suffices(kind, label):
     tight = guarantee_of(kind).tables.shortest(guarantee_of(kind).automaton.start)
     for budget in (tight, tight + 1, BUDGET):

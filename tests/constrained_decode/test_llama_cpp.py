@@ -92,7 +92,9 @@ def likeliest(shares):
 
 
 def largest_gap(some, others):
-    return max(abs(one[label] - other[label]) for one, other in zip(some, others, strict=True) for label in TASK.labels)
+    return max(
+        abs(one[label] - other[label]) for one, other in zip(some, others, strict=True) for label in TASK.verdict.labels
+    )
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ import torch
 
 import make_standin
 from common import UserError, parse_json, parsed_answer
-from constrained_decode import _server, vllm
+from constrained_decode import vllm
+from load import model_server
 from support import families
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -205,7 +206,7 @@ def test_prompts_are_ours_with_the_opening_behind_them(reader):
     assert (
         ids == reader.chat.prompt_ids(messages) + reader.branch.opening and reader.text(reader.opening) == '{"result":"'
     )
-    label = TASK.labels[1]
+    label = TASK.verdict.labels[1]
     assert (
         reader.text(reader.opening + reader.settled(reader.branch.token_of[label]))
         == f'{{"result":"{label}","reasoning":"'
@@ -215,10 +216,10 @@ def test_prompts_are_ours_with_the_opening_behind_them(reader):
 def test_probabilities_are_of_the_verdicts_alone_and_calibrated(reader):
     import math
 
-    first, second, third = (reader.branch.token_of[label] for label in TASK.labels)
+    first, second, third = (reader.branch.token_of[label] for label in TASK.verdict.labels)
     shares = reader.shares({first: math.log(0.6), second: math.log(0.2), 7: math.log(0.1)}, 1.0)
     assert list(shares.values()) == pytest.approx([0.75, 0.25, 0.0])
-    assert reader.shares({first: math.log(0.6), second: math.log(0.2)}, 2.0)[TASK.labels[0]] == pytest.approx(
+    assert reader.shares({first: math.log(0.6), second: math.log(0.2)}, 2.0)[TASK.verdict.labels[0]] == pytest.approx(
         3**0.5 / (1 + 3**0.5)
     )
     assert reader.shares({7: -1.0}, 1.0) is None and third not in {first, second}
@@ -245,7 +246,7 @@ def test_the_clients_verdicts_are_read_by_token_id_and_its_answers_count_the_ope
     from support.endpoint import Server
 
     labels = reader.branch.token_of
-    shares = dict(zip(TASK.labels, (0.6, 0.3, 0.1), strict=True))
+    shares = dict(zip(TASK.verdict.labels, (0.6, 0.3, 0.1), strict=True))
 
     def behave(server, handler, body):
         assert isinstance(body["prompt"], list) and all(isinstance(token, int) for token in body["prompt"])
@@ -312,7 +313,7 @@ def test_without_the_guarantee_vllm_is_started_as_it_comes(folder, monkeypatch, 
         yield
 
     monkeypatch.setattr(vllm, "check_installed", lambda: None)
-    monkeypatch.setattr(_server, "running", running)
+    monkeypatch.setattr(model_server, "running", running)
     config = families.load_config("configs/standin.yaml", [f"model_id={folder}"])
     for held in (True, False):
         with vllm.serve(folder, TASK, config, 4, "--dtype half", tmp_path / "log", constrained=held):
@@ -346,9 +347,9 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 def test_a_server_runs_while_the_block_does(tmp_path):
-    port = _server.free_port()
+    port = model_server.free_port()
     log = tmp_path / "logs" / "server.log"
-    with _server.running(
+    with model_server.running(
         [sys.executable, "-c", SERVER, str(port), "lives"], f"http://127.0.0.1:{port}/health", log
     ) as server:
         assert server.poll() is None and "hello from the server" in log.read_text()
@@ -356,19 +357,20 @@ def test_a_server_runs_while_the_block_does(tmp_path):
 
 
 def test_a_servers_flags_are_told_without_this_machines_paths():
-    told = _server.facts(
+    told = model_server.facts(
         "no-such-package", [sys.executable, "-m", "server", "--model", "/somewhere/else/model", "--port", "1"]
     )
     assert told == {"no-such-package": {"flags": "--model model --port 1"}}
 
 
 def test_a_server_that_dies_is_told_with_its_last_words(tmp_path):
-    port = _server.free_port()
+    port = model_server.free_port()
     with (
         pytest.raises(
-            _server.WorkFailed, match=r"(?s)ended with code 1 before it was ready.*hello from the server.*out of memory"
+            model_server.WorkFailed,
+            match=r"(?s)ended with code 1 before it was ready.*hello from the server.*out of memory",
         ),
-        _server.running(
+        model_server.running(
             [sys.executable, "-c", SERVER, str(port), "dies"],
             f"http://127.0.0.1:{port}/health",
             tmp_path / "server.log",
@@ -378,14 +380,14 @@ def test_a_server_that_dies_is_told_with_its_last_words(tmp_path):
 
 
 def test_whoever_is_ended_from_outside_still_stops_its_server(tmp_path):
-    port = _server.free_port()
+    port = model_server.free_port()
     log = tmp_path / "server.log"
     script = (
         "import sys, time, pathlib; sys.path.insert(0, "
-        f"{str(_server.__file__.rpartition('/constrained_decode')[0])!r})\n"
-        "from constrained_decode import _server\n"
+        f"{str(model_server.__file__.rpartition('/load')[0])!r})\n"
+        "from load import model_server\n"
         f"command, log = [sys.executable, '-c', {SERVER!r}, '{port}', 'lives'], pathlib.Path({str(log)!r})\n"
-        f"with _server.running(command, 'http://127.0.0.1:{port}/health', log) as s:\n"
+        f"with model_server.running(command, 'http://127.0.0.1:{port}/health', log) as s:\n"
         "    print('pid', s.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as outer:
@@ -397,12 +399,12 @@ def test_whoever_is_ended_from_outside_still_stops_its_server(tmp_path):
 
 
 def test_a_server_that_is_not_ready_in_time_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(_server, "READY_WITHIN_S", 1.0)
+    monkeypatch.setattr(model_server, "READY_WITHIN_S", 1.0)
     with (
-        pytest.raises(_server.WorkFailed, match="was not ready within"),
-        _server.running(
+        pytest.raises(model_server.WorkFailed, match="was not ready within"),
+        model_server.running(
             [sys.executable, "-c", "import time; time.sleep(60)"],
-            f"http://127.0.0.1:{_server.free_port()}/",
+            f"http://127.0.0.1:{model_server.free_port()}/",
             tmp_path / "server.log",
         ),
     ):

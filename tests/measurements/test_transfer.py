@@ -22,7 +22,7 @@ BEGIN = marker(MARK, "begin")
 END = marker(MARK, "end")
 ROOT = Path(__file__).resolve().parents[2]
 TASK = load_task()
-LABELS = TASK.labels
+LABELS = TASK.verdict.labels
 PEOPLE = "Ann Lee;Bob Stone;Carla Diaz;Dmitri Orlov;Eva Braun;Farid Khan;Grace Hopper;Hugo Weiss;Ines Costa;Jan Kowalski;Kira Novak;Liam Byrne".split(
     ";"
 )

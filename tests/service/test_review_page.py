@@ -41,9 +41,9 @@ class Judge(Model):
     def answers(self, conversations):
         for at, messages in enumerate(conversations):
             n = int(json.loads(messages[-1]["content"])["record1"].get("number", 0))
-            result = TASK.labels[n % 3]
+            result = TASK.verdict.labels[n % 3]
             share = 0.95 - n / 100
-            shares = {label: share if label == result else (1 - share) / 2 for label in TASK.labels}
+            shares = {label: share if label == result else (1 - share) / 2 for label in TASK.verdict.labels}
             yield (
                 at,
                 Answer(
@@ -130,7 +130,7 @@ def test_twenty_pairs_are_reviewed_by_keyboard_corrected_undone_exported_and_ver
         seen.append(page.inner_text("#card-title").partition("(")[2].rstrip(")"))
         said = page.inner_text("#model-result")
         if at in (4, 9, 14):
-            page.keyboard.press(str(1 + (TASK.labels.index(said) + 1) % 3))
+            page.keyboard.press(str(1 + (TASK.verdict.labels.index(said) + 1) % 3))
             page.wait_for_selector("#correction:not([hidden])")
             page.keyboard.press("ArrowDown")
             page.keyboard.press("Enter")
@@ -221,12 +221,12 @@ def test_blind_mode_hides_the_verdict_until_there_is_one(review, tmp_path):
         shows(page, "#progress-words", f"{n_decided} of 3")
         assert "the model said" in page.inner_text("#message")
     model = client.get("/review/next", params={"reviewer": "kim"}).json()["card"]["result"]
-    differs = next(key for key, label in zip("123", TASK.labels, strict=True) if label != model)
+    differs = next(key for key, label in zip("123", TASK.verdict.labels, strict=True) if label != model)
     page.keyboard.press(differs)
     page.wait_for_selector("#correction:not([hidden])")
     assert page.locator("#verdict").is_visible()
     page.keyboard.press("Escape")
-    page.keyboard.press(str(TASK.labels.index(model) + 1))
+    page.keyboard.press(str(TASK.verdict.labels.index(model) + 1))
     shows(page, "#progress-words", "3 of 3")
     assert [entry["blind"] for entry in decisions.read(tmp_path / "reviews/decisions.jsonl")] == [
         False,
@@ -303,7 +303,7 @@ def test_it_fits_a_desk_and_a_phone_and_reads_well(review, tmp_path, width, heig
     for state in ("verdict", "correction", "help"):
         if state == "correction":
             said = page.inner_text("#model-result")
-            page.keyboard.press(str(1 + (TASK.labels.index(said) + 1) % 3))
+            page.keyboard.press(str(1 + (TASK.verdict.labels.index(said) + 1) % 3))
             page.wait_for_selector("#correction:not([hidden])")
         elif state == "help":
             page.click("#back")

@@ -27,7 +27,8 @@ import service.app
 import service.memory
 import service.review
 from common import ROOT, UserError, WorkFailed
-from constrained_decode import Answer, _server, openai_api
+from constrained_decode import Answer, openai_api
+from load import model_server
 from service import metrics
 from service.review import decisions
 from service.settings import Limits, key_hashes
@@ -717,13 +718,13 @@ def test_a_service_that_ends_while_its_server_starts_leaves_no_server(tmp_path):
     stopped = threading.Event()
     stopped.set()
     context = contextvars.copy_context()
-    context.run(_server.STOPPED.set, stopped)
+    context.run(model_server.STOPPED.set, stopped)
 
     def start():
         command = [sys.executable, "-c", "import time; time.sleep(600)", "steward-test-server"]
         with (
             pytest.raises(WorkFailed, match="stopped before"),
-            _server.running(command, "http://127.0.0.1:9/health", tmp_path / "log"),
+            model_server.running(command, "http://127.0.0.1:9/health", tmp_path / "log"),
         ):
             pass
 
@@ -801,7 +802,7 @@ def test_a_server_that_goes_down_makes_the_service_not_ready(upstream, monkeypat
 
 @contextlib.contextmanager
 def process(*words, command=(sys.executable, str(ROOT / "src/serve.py")), **environment):
-    port = _server.free_port()
+    port = model_server.free_port()
     command = [*command, f"PORT={port}"] if command[0] == "make" else [*command, "--port", str(port), *map(str, words)]
     with (
         tempfile.TemporaryFile("w+") as log,

@@ -129,7 +129,7 @@ def test_predictions_have_the_format_of_a_language_models(made, name):
             row["probabilities"], key=row["probabilities"].get
         )
         for key in ("probabilities", "swapped_probabilities"):
-            assert list(row[key]) == list(TASK.labels) and math.isclose(sum(row[key].values()), 1, abs_tol=3e-6)
+            assert list(row[key]) == list(TASK.verdict.labels) and math.isclose(sum(row[key].values()), 1, abs_tol=3e-6)
     for facts in (manifest, metrics):
         assert facts["model"] == f"baseline_{name}" and facts["kind"] == "baseline" and facts["backend"] == "cpu"
         assert (
@@ -263,7 +263,7 @@ def test_rows_without_a_known_field_still_get_answers(tmp_path, capfd):
         other = number if number % 3 == 0 else number + 500
         return {
             "input": {"record1": {"beer": f"ale {number}"}, "record2": {"beer": f"ale {other}"}},
-            "output": {"result": TASK.labels[min(number % 3, 1) * 2], "reasoning": "x"},
+            "output": {"result": TASK.verdict.labels[min(number % 3, 1) * 2], "reasoning": "x"},
         }
 
     folder = write(
@@ -288,7 +288,7 @@ def test_odd_values_make_no_traceback(tmp_path, capfd):
         right = {"full_name": ["x", ["y"]], "phone": 5, "name": "... , ,", "email": "a@@b", "city": True, "dob": 1e300}
         return {
             "input": {"record1": left, "record2": right},
-            "output": {"result": TASK.labels[number % 3], "reasoning": "x"},
+            "output": {"result": TASK.verdict.labels[number % 3], "reasoning": "x"},
         }
 
     folder = write(tmp_path, train=[row(n) for n in range(30)], val=[row(0)], test=[row(n) for n in range(4)])

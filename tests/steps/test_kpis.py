@@ -23,7 +23,7 @@ from tasks.crm import kpis as crm
 from tasks.crm.synthetic import rows as synthetic_rows
 
 TASK = load_task()
-LABELS = TASK.labels
+LABELS = TASK.verdict.labels
 SCHEMA = jsonschema.Draft202012Validator(TASK.answer_schema)
 CASE = {"record1": {"name": "Ann Lee"}, "record2": {"name": "Ann Lee"}}
 CHANCES = {"DUPLICATE": 0.7, "POSSIBLE": 0.2, "NO_MATCH": 0.1}

@@ -66,16 +66,16 @@ def test_rows_without_a_mistake_are_not_certain_beyond_bounds():
 def test_what_is_stored_is_read_back_and_too_few_rows_store_nothing(tmp_path):
     assert calibrate.stored_temperature(tmp_path) == 1.0
     probabilities, truth = answers_at(2.0, 400)
-    rows = [dict(zip(TASK.labels, map(float, row), strict=True)) for row in probabilities]
-    labels = [TASK.labels[at] for at in truth]
+    rows = [dict(zip(TASK.verdict.labels, map(float, row), strict=True)) for row in probabilities]
+    labels = [TASK.verdict.labels[at] for at in truth]
     assert (
         calibrate.store(
-            tmp_path, rows[: calibrate.LEAST_ROWS - 1], labels[: calibrate.LEAST_ROWS - 1], TASK.labels, "x"
+            tmp_path, rows[: calibrate.LEAST_ROWS - 1], labels[: calibrate.LEAST_ROWS - 1], TASK.verdict.labels, "x"
         )
         is None
     )
     assert list(tmp_path.iterdir()) == []
-    facts = calibrate.store(tmp_path, rows, labels, TASK.labels, "400 rows")
+    facts = calibrate.store(tmp_path, rows, labels, TASK.verdict.labels, "400 rows")
     assert calibrate.stored_temperature(tmp_path) == facts["temperature"] == pytest.approx(2.0, rel=0.3)
     assert (facts["rows"], facts["fitted_on"]) == (400, "400 rows") and facts["log_loss_after"] < facts[
         "log_loss_before"
@@ -119,7 +119,7 @@ def test_verdicts_and_fixed_texts_are_one_token_each(tokenizer):
     found = [ids(tokenizer, text) for text in texts]
     assert [text for text, some in zip(texts, found, strict=True) if len(some) != 1] == []
     assert len({some[0] for some in found}) == len(texts) and len(tokenizer) <= steward_tokenizer.VOCABULARY
-    for label in TASK.labels:
+    for label in TASK.verdict.labels:
         answer = TASK.completion({"result": label, "reasoning": "Clear duplicate: phone matches."})
         assert ids(tokenizer, answer)[1] == ids(tokenizer, label)[0], "opening, verdict, rest"
 
@@ -201,7 +201,7 @@ def test_a_row_is_the_prompt_that_the_engine_sees_then_the_answer_and_its_end(bl
 
 
 def test_kinds_say_what_each_token_predicts(block, tokenizer):
-    verdicts = {ids(tokenizer, label)[0] for label in TASK.labels}
+    verdicts = {ids(tokenizer, label)[0] for label in TASK.verdict.labels}
     for (found, kinds), row in zip(cut(block), synthetic.rows(60, 1), strict=True):
         [at] = np.flatnonzero(kinds == pretrain_data.VERDICT)
         assert found[at + 1] == ids(tokenizer, row["output"]["result"])[0] and found[at + 1] in verdicts
@@ -236,7 +236,7 @@ def test_packed_rows_restart_their_positions_and_keep_their_kinds(block, tokeniz
     assert pack["positions"][at:].tolist() == list(range(37)) and not pack["kinds"][at:].any()
     assert pack["bounds"][len(rows)] == at and (pack["bounds"][len(rows) + 1 :] == size).all()
     assert (pack["rows"], pack["tokens"]) == (8, at)
-    verdicts = {ids(tokenizer, label)[0] for label in TASK.labels}
+    verdicts = {ids(tokenizer, label)[0] for label in TASK.verdict.labels}
     assert set(pack["following"][pack["kinds"] == pretrain_data.VERDICT].tolist()) <= verdicts
     assert (pack["following"][:-1] == pack["ids"][1:]).all()
 
@@ -425,7 +425,7 @@ def test_a_tiny_model_is_made_whole_and_loads_alike_twice(tmp_path):
     first, second = (dict(engine.verdicts(prompts)) for engine in engines)
     assert first == second and len(first) == 6
     for shares in first.values():
-        assert set(shares) == set(TASK.labels) and sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert set(shares) == set(TASK.verdict.labels) and sum(shares.values()) == pytest.approx(1, abs=1e-5)
     mirrored = dict(engines[0].verdicts([TASK.messages(data.swap(row["input"])) for row in synthetic.rows(6, 12)]))
     assert mirrored == first
     assert sys.getrecursionlimit() < 10_000, "the script's own limit stays in its process"

@@ -37,8 +37,8 @@ gen: {{max_new_tokens: 64, temperature: 0.1, top_p: 0.9}}
 
 
 def prediction(row, label, raw=True):
-    answer = {TASK.label_key: label, "reasoning": "Same person: email matches."} if raw else {TASK.label_key: label}
-    probabilities = {name: 0.8 if name == label else 0.1 for name in TASK.labels}
+    answer = {TASK.verdict.key: label, "reasoning": "Same person: email matches."} if raw else {TASK.verdict.key: label}
+    probabilities = {name: 0.8 if name == label else 0.1 for name in TASK.verdict.labels}
     return {
         "id": row["id"],
         "input": row["input"],
@@ -56,8 +56,8 @@ def scored(n_wrong, raw=True):
     """Predictions on 24 rows with the first few wrong, and their metrics."""
     rows = []
     for at, row in enumerate(synthetic.rows(24, seed=3)):
-        gold = TASK.labels.index(row["output"][TASK.label_key])
-        rows.append(prediction(row, TASK.labels[(gold + (at < n_wrong)) % len(TASK.labels)], raw))
+        gold = TASK.verdict.labels.index(row["output"][TASK.verdict.key])
+        rows.append(prediction(row, TASK.verdict.labels[(gold + (at < n_wrong)) % len(TASK.verdict.labels)], raw))
     rows[0]["input"] = {
         "record1": {"name": HOSTILE, "city": "Springfield"},
         "record2": {"name": "Jo", "city": "Sprinfield"},

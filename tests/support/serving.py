@@ -14,7 +14,8 @@ import service.app
 import service.memory
 import service.review
 from common import ROOT, UserError
-from constrained_decode import Answer, _server
+from constrained_decode import Answer
+from load import model_server
 from service.settings import Settings
 from support.endpoint import GOOD
 from tasks import load_task
@@ -57,7 +58,7 @@ class Model:
 def running(engine=None, monkeypatch=None, **settings):
     """A client of a service that runs in this process."""
     settings = Settings(
-        **{"model_path": str(ROOT / "models/steward-mini"), "task": "crm", "port": _server.free_port()} | settings
+        **{"model_path": str(ROOT / "models/steward-mini"), "task": "crm", "port": model_server.free_port()} | settings
     )
     if engine:
         monkeypatch.setattr(service.app, "load_engine", lambda name: SimpleNamespace(load=lambda *_, **__: engine))

@@ -285,8 +285,10 @@ class Reviews:
         return {
             "decided": len(decided),
             "agreement": agreed / len(decided) if decided else None,
-            "labels": list(self.task.labels),
-            "matrix": [[matrix[model, person] for person in self.task.labels] for model in self.task.labels],
+            "labels": list(self.task.verdict.labels),
+            "matrix": [
+                [matrix[model, person] for person in self.task.verdict.labels] for model in self.task.verdict.labels
+            ],
             "seconds_median": statistics.median(seconds) if seconds else None,
             "reviewers": Counter(entry["reviewer"] for entry in decided),
             "reasons": Counter(entry["reason"] for entry in decided if entry["reason"]),
@@ -319,7 +321,7 @@ def add_routes(app, service):
         return {
             "card": desk.card(item) if item else None,
             "progress": desk.progress(),
-            "labels": list(desk.task.labels),
+            "labels": list(desk.task.verdict.labels),
         }
 
     @app.post("/review/decide", **contract.REVIEW_DECIDE)
@@ -328,7 +330,7 @@ def add_routes(app, service):
         desk = reviews()
         said = checked(
             parsed(await read_body(request, service.limits.most_body_bytes, service.limits.timeout_s)),
-            service.task.labels,
+            service.task.verdict.labels,
         )
         entry = await asyncio.to_thread(desk.decide, said)
         return {"n": entry["n"], "action": entry["action"], "hash": entry["hash"]}
