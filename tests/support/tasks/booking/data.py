@@ -1,0 +1,5 @@
+"""A row of bookings: a request in, the booking out."""
+
+
+def check_case(case):
+    return [] if isinstance(case, dict) and isinstance(case.get("request"), str) else ["'input' must hold a request"]
