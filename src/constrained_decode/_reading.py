@@ -69,14 +69,3 @@ def text_of(ids, end_ids, tokenizer):
     end = next((at for at, token in enumerate(ids) if token in end_ids), None)
     text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text, "length" if end is None else "stop", len(ids) if end is None else end + 1
-
-
-def label_shares(logits, branch, temperature):
-    """Each row's {label: probability} from the logits where the verdict is decided."""
-    shares = logits[:, list(branch.token_of.values())].float().div(temperature).softmax(-1)
-    if not shares.isfinite().all():
-        raise UserError(
-            "the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set "
-            "merge.dtype=float32"
-        )
-    return [dict(zip(branch.token_of, row, strict=True)) for row in shares.tolist()]

@@ -16,9 +16,10 @@ from constrained_decode._fused import Rope, fuse
 from constrained_decode._graphs import Shapes, grouped_attention
 from constrained_decode._guarantee import guarantee_for
 from constrained_decode._guessing import GUESS, Guessing, Writing, forward, rows_of
-from constrained_decode._reading import check_lengths, has_plain_head, label_shares, read_prompts, text_of
+from constrained_decode._reading import check_lengths, has_plain_head, read_prompts, text_of
 from constrained_decode._sampling import drawn
 from language_model import calibration, chat_template, hub, verdict_branch
+from language_model.verdict_branch import label_shares, padded_left, verdict_probabilities
 
 WIDENED_BELOW = 1e9  # parameters; more would need twice the memory
 
@@ -384,24 +385,3 @@ def can_rewind(model):
     from transformers import DynamicCache
 
     return all(layer.is_croppable for layer in DynamicCache(config=model.config).layers)
-
-
-def padded_left(prompts, pad_id, device):
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask
-
-
-def verdict_probabilities(model, prompts, branch, pad_id, temperature=1.0):
-    """{label: probability} for each prompt's ids, from one forward pass that ends where the verdict is decided."""
-    import torch
-
-    ids, mask = padded_left([prompt + branch.opening for prompt in prompts], pad_id, model.device)
-    with torch.inference_mode():
-        logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1
-        ).logits[:, -1]
-    return label_shares(logits, branch, temperature)

@@ -21,10 +21,11 @@ from common import UserError, WorkFailed, read_json, sha256_file, sha256_text, s
 from constrained_decode import Answer
 from constrained_decode._guarantee import guarantee_for
 from constrained_decode._guessing import rows_of
-from constrained_decode._reading import check_lengths, label_shares, text_of
+from constrained_decode._reading import check_lengths, text_of
 from constrained_decode._sampling import drawn
 from constrained_decode.hf import check_whole
 from language_model import calibration, chat_template, hub, verdict_branch
+from language_model.verdict_branch import label_shares
 
 BATCH = 16
 LOG_ERROR = 4

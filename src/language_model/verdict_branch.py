@@ -49,3 +49,35 @@ def n_alike(*rows):
 def _answer(task, label, text):
     others = [key for key in task.answer_schema["required"] if key != task.verdict.key]
     return {task.verdict.key: label, **dict.fromkeys(others, text)}
+
+
+def padded_left(prompts, pad_id, device):
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def verdict_probabilities(model, prompts, branch, pad_id, temperature=1.0):
+    """{label: probability} for each prompt's ids, from one forward pass that ends where the verdict is decided."""
+    import torch
+
+    ids, mask = padded_left([prompt + branch.opening for prompt in prompts], pad_id, model.device)
+    with torch.inference_mode():
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1
+        ).logits[:, -1]
+    return label_shares(logits, branch, temperature)
+
+
+def label_shares(logits, branch, temperature):
+    """Each row's {label: probability} from the logits where the verdict is decided."""
+    shares = logits[:, list(branch.token_of.values())].float().div(temperature).softmax(-1)
+    if not shares.isfinite().all():
+        raise UserError(
+            "the model's logits are not finite numbers; its weights overflow in this precision, merge it with --set "
+            "merge.dtype=float32"
+        )
+    return [dict(zip(branch.token_of, row, strict=True)) for row in shares.tolist()]
