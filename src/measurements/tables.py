@@ -261,3 +261,92 @@ def head(*columns):
 def shown(kpi):
     low, high = kpi["ci95"]
     return f"{kpi['value']:.2f} % ({low:.2f} to {high:.2f})"
+
+
+def worth_table(folder):
+    """README's six rows: what the shipped model is worth, beside what one would use instead."""
+    lines = ["| measured | Steward | beside it |", "|---|---|---|"]
+    for row in (
+        ranking_row(folder, "transfer", "Ranking the pairs of {n} record sets that it never trained on"),
+        ranking_row(folder, "blind", "The same on {n} sets that nobody looked into"),
+        adaptation_row(read_json(folder / "adaptation.json")),
+        sentences_row(folder),
+        gpu_row(folder / "h200"),
+        cpu_row(read_json(folder / "speed.json")["ratios"]),
+    ):
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def ranking_row(folder, kind, words):
+    """Mean average precision over the sets, of every training seed; the baselines are in one of the runs."""
+    found = {"model": [], "boosting": [], "splink": []}
+    for path in sorted(folder.glob(f"{kind}_seed*.json")):
+        sets = read_json(path)["sets"]
+        for scorer, means in found.items():
+            measured = [entry["scorers"].get(scorer, {}).get("metrics") for entry in sets.values()]
+            if all(measured):
+                means.append(statistics.mean(metrics["average_precision"]["value"] for metrics in measured))
+    model = found["model"]
+    return (
+        words.format(n=len(sets)) + f", average precision, {len(model)} training seeds",
+        f"{statistics.mean(model):.3f} ± {statistics.stdev(model):.3f}",
+        f"gradient boosting {statistics.mean(found['boosting']):.3f}, Splink {statistics.mean(found['splink']):.3f}",
+    )
+
+
+def adaptation_row(facts):
+    """Mean F1 at the default threshold before and after a fine-tuning on pairs of the set itself."""
+    sets = [entry["scorers"] for entry in facts["sets"].values() if entry.get("scorers")]
+    f1 = {
+        scorer: statistics.mean(scorers[scorer]["metrics"]["f1"]["value"] for scorers in sets)
+        for scorer in ("before", "after", "boosting")
+    }
+    return (
+        f"After {facts['pairs']:,} labelled pairs of the set itself, F1 over {len(sets)} sets",
+        f"{f1['after']:.3f}",
+        f"before {f1['before']:.3f}; boosting on the same pairs {f1['boosting']:.3f}",
+    )
+
+
+def sentences_row(folder):
+    """What its sentences say of the fields, over all rows that were imported from real sets."""
+    paths = [path for path in folder.glob("faithful_*.json") if not path.stem.startswith("faithful_synthetic")]
+    kpis = [read_json(path)["kpis"] for path in paths]
+
+    def pooled(name):
+        n = sum(kpi[name]["n"] for kpi in kpis)
+        return sum(kpi[name]["value"] * kpi[name]["n"] for kpi in kpis) / n, n
+
+    true, n = pooled("faithful_pct")
+    valid, answers = pooled("json_valid_pct")
+    return (
+        f"True among {n:,} statements about fields, in {answers:,} answers on {len(kpis)} record sets",
+        f"{true:.1f} %",
+        f"about fields that neither record has {pooled('invented_pct')[0]:.2f} %; valid JSON {valid:.0f} %",
+    )
+
+
+def gpu_row(folder):
+    """The guarantee's price on a GPU, beside the server's own."""
+
+    def level(run):
+        levels = read_json(folder / f"qwen3_4b_{run}.json")["levels"]
+        return next(level for level in levels if level["concurrency"] == LOADS[-1])
+
+    ours, theirs, free = level("vllm"), level("vllm_json_schema"), level("vllm_unconstrained")
+    return (
+        f"Qwen3-4B's shape in vLLM on one H200, {LOADS[-1]} requests at a time, JSON guaranteed",
+        f"{ours['req_per_s']:.0f} answers/s",
+        f"vLLM's own json_schema {theirs['req_per_s']:.0f}; no JSON asked for {free['req_per_s']:.0f}",
+    )
+
+
+def cpu_row(ratios):
+    """Speed on a CPU, where ratios alone mean something."""
+    answer = ratios["answer_batched"]
+    return (
+        "Full answers on two CPU cores, 16 at once, against the plain `generate` loop one at a time",
+        f"{answer['speed_of_plain_loop']['median']:.1f} times as fast",
+        f"gradient boosting is {answer['times_of_boosting']['median']:.0f} times as fast as that",
+    )
