@@ -7,7 +7,10 @@ import argparse
 import json
 from pathlib import Path
 
+import dataset
 from common import UserError, existing_file, row_id, run, sha256_file, written_whole
+from config import load_config
+from language_model import chat_template
 from manifest import Clock, write_manifest
 from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task
@@ -22,7 +25,7 @@ def main():
     task = load_task(args.task)
     folder = Path(args.data or task.under("data"))
     out = Path(args.out or folder / "processed")
-    gauges = [LengthGauge(path) for path in args.config]
+    gauges = [LengthGauge(path, task) for path in args.config]
     n_rows = write_prompts(folder, out, task, gauges)
     (out / "manifest.json").unlink(missing_ok=True)
     print(", ".join(f"{n:,} {split} prompts" for split, n in n_rows.items()) + f" in {out}")
@@ -64,7 +67,7 @@ def write_prompts(folder, out, task, gauges):
     problems = Problems()
     n_rows = dict.fromkeys(SPLITS, 0)
     n_sides = 0
-    sides = getattr(task.module("data"), "SIDES", None)
+    sides = task.hook("data", "SIDES")
     with written_whole(*(out / f"{split}.jsonl" for split in SPLITS)) as files:
         for (split, source), file in zip(sources.items(), files, strict=True):
             for _, row in checked_rows(source, task, problems):
@@ -78,11 +81,7 @@ def write_prompts(folder, out, task, gauges):
         if not n_rows["train"]:
             raise UserError(f"{sources['train']}: there is no row in it; make it again with src/prepare_splits.py")
     if n_sides:
-        print(
-            f"note: {n_sides:,} answers speak of the first or second record; prompts show the records in a fixed order "
-            "of their own, "
-            "so such words will often be wrong: speak of fields instead"
-        )
+        print(f"note: {n_sides:,} answers {task.hook('data', 'SIDES_NOTE')}")
     return n_rows
 
 
@@ -97,24 +96,17 @@ def prompt_row(row, task):
 class LengthGauge:
     """Which rows one model cannot take whole."""
 
-    def __init__(self, path):
-        from config import load_config
-        from language_model import chat_template
-
+    def __init__(self, path, task):
         self.path = path
-        self.config = load_config(path)
+        self.config = load_config(path, overlay=task.overlay)
         self.left_out = {}
         self.chat = chat_template.load_chat(self.config)
 
     def measure(self, split, prompt):
-        import dataset
-
         _, left_out = dataset.encode_rows([prompt], self.chat, self.config)
         self.left_out.setdefault(split, []).extend(left_out)
 
     def report(self):
-        import dataset
-
         for split, left_out in self.left_out.items():
             print(f"{self.path}: {len(left_out):,} {split} rows do not fit")
             dataset.print_left_out(left_out, f"{self.path}, {split}", MOST_LISTED)

@@ -7,16 +7,18 @@ import argparse
 import os
 import sys
 
+import dataset
 from common import UserError, WorkFailed, existing_file, quiet_libraries, run
 from config import load_config
+from language_model import chat_template, hub, verdict_branch
+from language_model.base_model import adapted_kinds, flops_per_token
 from load.roofline import measured_flops_per_s
 from tasks import DEFAULT, load_task
 
 # Spellings that open a control token in some family; a record may hold any of them.
 HOSTILE = (
     "<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|begin_of_text|> <|start_header_id|> <|end|> <|user|> "
-    "<|assistant|> [INST] [/INST] "
-    "[TOOL_CALLS] [AVAILABLE_TOOLS] <s> </s> <unk> <pad> <think> </think> <0x0A>"
+    "<|assistant|> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] <s> </s> <unk> <pad> <think> </think> <0x0A>"
 )
 CLOCK_MARK = "what the clock says"
 MOST_LEFT_OUT = 0.1  # of the rows; training leaves the others out whole and says which
@@ -29,9 +31,7 @@ def main():
     args = parse_args()
     quiet_libraries()
     task = load_task(args.task)
-    config = load_config(args.config, args.set)
-    import dataset
-    from language_model import chat_template
+    config = load_config(args.config, args.set, task.overlay)
 
     rows = dataset.read_prompts(args.train)
     say(
@@ -47,7 +47,7 @@ def main():
     estimate(model, config, examples)
     show_sample(chat, examples[0])
     if not passed:
-        raise WorkFailed(f"{args.config}: not ready to train; mend the lines marked FAIL")
+        raise WorkFailed(f"{args.config}: not ready to train; fix the lines marked FAIL")
     print(f"{args.config} is ready: make train-{os.path.splitext(os.path.basename(args.config))[0]}")
 
 
@@ -73,41 +73,36 @@ def say(good, words):
 
 def check_template(chat, task, row):
     """What the model will read is what we mean: nothing lost, nothing doubled, nothing from the clock or the record."""
-    from language_model import chat_template, verdict_branch
-
-    messages = task.messages({"a": HOSTILE})
+    messages = task.messages(task.case_holding(HOSTILE))
     ids = chat.prompt_ids(messages)
-    plain_ids = chat.prompt_ids(task.messages({"a": "plain text"}))
+    plain_ids = chat.prompt_ids(task.messages(task.case_holding("plain text")))
     control = chat.control_ids()
-    tokenizer = chat.tokenizer
     example = chat_template.encode(row["prompt"], row["completion"], chat)
     end = example["input_ids"][-1]
-    bos = tokenizer.bos_token_id
+    bos = chat.tokenizer.bos_token_id
     from_record = [id for id in ids if id in control] != [id for id in plain_ids if id in control]
-    return all(
-        [
-            say(
-                task.system_text in tokenizer.decode(ids), "system text is in the prompt that training and serving use"
-            ),
-            say(
-                not from_record,
-                f"control tokens are the template's own ({len(HOSTILE.split())} spellings in a record stay text)",
-            ),
-            say(
-                bos is None or ids.count(bos) <= 1 and (ids[0] == bos) == (bos in ids),
-                f"beginning token: {ids.count(bos) if bos is not None else 0}",
-            ),
-            say(
-                end in control and example["labels"][-1] == end,
-                f"end token {tokenizer.decode([end])!r} is trained, so the model learns to stop",
-            ),
-            say(not reads_clock(chat, messages), "the template does not read the clock"),
-            say(
-                bool(verdict_branch.find_branch(chat, task)),
-                f"verdicts part at one token: {', '.join(task.verdict.labels)}",
-            ),
-        ]
-    )
+    one_bos = bos is None or ids.count(bos) <= 1 and (ids[0] == bos) == (bos in ids)
+    n_spellings = len(HOSTILE.split())
+    checks = [
+        (task.system_text in chat.tokenizer.decode(ids), "system text is in the prompt that training and serving use"),
+        (
+            not from_record,
+            f"control tokens are the template's own ({n_spellings} spellings in a {task.case} stay text)",
+        ),
+        (one_bos, f"beginning token: {ids.count(bos) if bos is not None else 0}"),
+        (
+            end in control and example["labels"][-1] == end,
+            f"end token {chat.tokenizer.decode([end])!r} is trained, so the model learns to stop",
+        ),
+        (not reads_clock(chat, messages), "the template does not read the clock"),
+    ]
+    if task.verdict:
+        branch = verdict_branch.find_branch(chat, task)
+        checks.append((bool(branch), f"verdicts part at one token: {', '.join(task.verdict.labels)}"))
+    passed = True
+    for good, words in checks:
+        passed &= say(good, words)
+    return passed
 
 
 def reads_clock(chat, messages):
@@ -117,8 +112,6 @@ def reads_clock(chat, messages):
 
 
 def check_lengths(rows, chat, config, path):
-    import dataset
-
     examples, left_out = dataset.encode_rows(rows, chat, config)
     if not examples:
         raise UserError(
@@ -142,8 +135,6 @@ def meta_model(config):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from language_model import hub
-
     with hub.hub_errors_explained(config.model_id):
         architecture = AutoConfig.from_pretrained(hub.local_or_hub(config.model_id))
     with torch.device("meta"):
@@ -151,10 +142,8 @@ def meta_model(config):
 
 
 def check_adapter(model, config):
-    """Every linear kind of the architecture must carry an adapter; a list that matches some adapts less than it says."""
+    """Every linear kind of the architecture must carry an adapter; a list that matches some would adapt too little."""
     from peft import LoraConfig, get_peft_model
-
-    from training.trainer import adapted_kinds
 
     kinds = linear_kinds(model)
     try:
@@ -199,8 +188,6 @@ def estimate(model, config, examples):
     """Memory and time before anything is downloaded or rented; both are marked as what they are."""
     import torch
 
-    from training.trainer import flops_per_token
-
     n_lora = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_base = sum(p.numel() for p in model.parameters()) - n_lora
     linear = flops_per_token(model, False) // 4
@@ -232,34 +219,22 @@ def estimate(model, config, examples):
 
 
 def duration(seconds):
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_sample(chat, example):
-    """One sample as the model sees it: the prompt dim, what the loss is taken on bright, or in brackets where there is
-    no colour.
-    """
-    import dataset
-
+    """One sample as the model sees it: no loss on the prompt, which is dim; in brackets where there is no colour."""
     n = dataset.n_answer_tokens(example)
     prompt = chat.tokenizer.decode(example["input_ids"][:-n])
     answer = chat.tokenizer.decode(example["input_ids"][-n:])
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(
-        "     one training sample, "
-        + (
-            "no loss on the dim part, loss on the green part:"
-            if colour
-            else "loss on the part between >>> and <<< only:"
-        )
-    )
-    print(f"\033[2m{prompt}\033[0m\033[1;32m{answer}\033[0m" if colour else f"{prompt}>>>{answer}<<<")
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        print("     one training sample, no loss on the dim part, loss on the green part:")
+        print(f"\033[2m{prompt}\033[0m\033[1;32m{answer}\033[0m")
+    else:
+        print("     one training sample, loss on the part between >>> and <<< only:")
+        print(f"{prompt}>>>{answer}<<<")
 
 
 if __name__ == "__main__":

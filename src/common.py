@@ -223,6 +223,11 @@ def shown_path(path):
     return os.path.relpath(text, ROOT) if text.startswith(f"{ROOT}/") else Path(text).name
 
 
+def usable_cores():
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def quiet_libraries():
     """Keep the model libraries' own bars and advice out of our output; their errors still show."""
     import logging

@@ -1,5 +1,6 @@
-"""Let a model answer: python src/predict.py --model_path outputs/phi4mini-merged --out
-reports/phi4mini_predictions.jsonl
+"""Let a model answer labelled rows.
+
+    python src/predict.py --model_path outputs/phi4mini-merged --out reports/phi4mini_predictions.jsonl
 
 The one place that generates for evaluation. Every raw answer is kept, with the verdict's probabilities and its time.
 """
@@ -7,9 +8,7 @@ The one place that generates for evaluation. Every raw answer is kept, with the 
 import argparse
 from pathlib import Path
 
-from common import (
-    run,
-)
+from common import run
 from scoring.predictions import add_arguments, predict_unless_done
 from tasks import load_task
 

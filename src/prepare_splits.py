@@ -1,14 +1,13 @@
 """Split labelled rows 80/10/10: python src/prepare_splits.py --in data/all.jsonl --out data
 
-Stratified by verdict; rows that share a record, a near-identical record or a `group` stay in one split.
+Stratified by what the task names; rows that share a part (a record), a near-identical part or a `group` stay in one
+split.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common import (
-    ROOT,
     UserError,
     existing_file,
     progress,
@@ -16,16 +15,17 @@ from common import (
     read_lines,
     run,
     sha256_file,
-    sha256_text,
+    to_json,
     written_whole,
 )
-from manifest import Clock, write_manifest
+from manifest import Clock, fingerprint, write_manifest
 from rows import Problems, checked_rows
-from tasks import DEFAULT, load_task
+from tasks import DEFAULT, load_task, synthesis
 
+SYNTHETIC = "synthetic.jsonl"
+MOST_CLASSES = 100  # each needs rows in every split, and a class's number is kept in one byte
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 SYNTHETIC_ROWS = 2_000
-SCORES_ONLY = ("kpis.py", "baseline.py")  # of a task's modules: what they say changes no split
 
 
 def main():
@@ -34,24 +34,24 @@ def main():
     task = load_task(args.task)
     if not args.force and is_done(args, task):
         print(f"the splits in {args.out} are up to date: same rows, seed and code (--force makes them again)")
-        date_after_inputs(args, task)
+        date_after_inputs(args)
         return
     source, synthetic = find_rows(args, task)
     from resolution import near_duplicates  # numpy: not for --help
 
-    index = read_index(source, task)
+    index, classes = read_index(source, task)
     groups = near_duplicates.groups(index)
     split_of, n_moved = assign(index.labels, groups, args.seed)
-    counts = write_splits(source, args.out, split_of, index, task)
+    counts = write_splits(source, args.out, split_of, index, classes)
     (Path(args.out) / "manifest.json").unlink(missing_ok=True)
-    report(counts, n_moved, groups, index, synthetic)
+    report(counts, n_moved, groups, index, task, synthetic)
     write_manifest(
         Path(args.out) / "manifest.json",
         clock,
         task=task.name,
         source=Path(source).name,
         synthetic=synthetic,
-        fingerprint=fingerprint(source, args.seed, task),
+        fingerprint=splits_fingerprint(source, args.seed, task),
         source_sha256=sha256_file(source),
         seed=args.seed,
         rows=len(index.labels),
@@ -87,46 +87,43 @@ def parse_args():
 def is_done(args, task):
     """Whether these very splits are there already, byte for byte."""
     manifest = Path(args.out) / "manifest.json"
-    source = Path(args.source) if Path(args.source).exists() else Path(args.out) / "synthetic.jsonl"
+    source = Path(args.source) if Path(args.source).exists() else Path(args.out) / SYNTHETIC
     if not manifest.is_file() or not source.is_file():
         return False
     facts = read_json(manifest)
     splits = {name: Path(args.out) / f"{name}.jsonl" for name in SPLITS}
-    return facts.get("fingerprint") == fingerprint(source, args.seed, task) and all(
+    return facts.get("fingerprint") == splits_fingerprint(source, args.seed, task) and all(
         path.is_file() and sha256_file(path) == facts["sha256"].get(name) for name, path in splits.items()
     )
 
 
-def fingerprint(source, seed, task):
-    """What the splits depend on: rows, seed, and the code that cuts them."""
-    return sha256_text(json.dumps([task.name, sha256_file(source), seed, *map(sha256_file, code_of(task))]))
+def splits_fingerprint(source, seed, task):
+    """The name of what the splits depend on: rows, seed, what the task says of its rows, and the code."""
+    facts = {"task": task.name, "rows": sha256_file(source), "seed": seed, "stratify_by": task.stratify_by}
+    sources = [__file__, task.folder / "data.py"]
+    if Path(source).name == SYNTHETIC and (generator := task.module("synthetic")):
+        sources.append(generator.__file__)
+    return fingerprint(facts | {"schema": task.answer_schema}, *sources)
 
 
-def code_of(task):
-    own = [ROOT / "src" / name for name in ("prepare_splits.py", "resolution/near_duplicates.py", "rows.py")]
-    return own + [
-        path for path in [*sorted(task.folder.glob("*.py")), task.folder / "task.yaml"] if path.name not in SCORES_ONLY
-    ]
-
-
-def date_after_inputs(args, task):
+def date_after_inputs(args):
     """A file that was touched but not changed must not bring make back here each time."""
-    manifest = Path(args.out) / "manifest.json"
-    inputs = [path for path in (Path(args.source), *code_of(task)) if path.is_file()]
-    if max(path.stat().st_mtime for path in inputs) > manifest.stat().st_mtime:
-        manifest.touch()
+    (Path(args.out) / "manifest.json").touch()
 
 
 def find_rows(args, task):
-    """The user's file, or synthetic pairs in its place, said aloud."""
+    """The user's file, or synthetic rows in its place, which the run says."""
     if Path(args.source).exists():
         return args.source, False
-    from tasks import synthesis
-
-    made = Path(args.out) / "synthetic.jsonl"
+    if not task.module("synthetic"):
+        raise UserError(
+            f"{args.source}: no such file, and the task {task.name} has no generator; put labelled rows there, "
+            'one {"input": ..., "output": ...} a line'
+        )
+    made = Path(args.out) / SYNTHETIC
     print(
-        f"{args.source} is not there: making {SYNTHETIC_ROWS:,} synthetic pairs in {made} instead; "
-        f"put your own labelled pairs into {args.source} for a model that knows your data",
+        f"{args.source} is not there: making {SYNTHETIC_ROWS:,} synthetic {task.case}s in {made} instead; "
+        f"put your own labelled {task.case}s into {args.source} for a model that knows your data",
         flush=True,
     )
     synthesis.make(task.name, SYNTHETIC_ROWS, 1, made)
@@ -134,26 +131,40 @@ def find_rows(args, task):
 
 
 def read_index(source, task):
-    """One pass over the file: every row checked, and a few numbers kept of each."""
+    """(the few numbers kept of each row, the names of the classes), from one pass that checks every row."""
     from resolution import near_duplicates
 
     with open(existing_file(source), "rb") as lines:
         n_lines = sum(1 for _ in lines)
     if n_lines == 0:
-        raise UserError(f"{source}: the file is empty; it needs one labelled pair a line")
-    index = near_duplicates.Index(n_lines, task.module("data"))
+        raise UserError(f"{source}: the file is empty; it needs one labelled {task.case} a line")
+    index = near_duplicates.Index(n_lines, task)
+    classes = list(task.verdict.labels) if task.verdict else []
     problems = Problems()
     with progress(n_lines, "rows", "check and index") as bar:
         for number, row in checked_rows(source, task, problems):
-            index.add(number, row, task.verdict.labels.index(row["output"][task.verdict.key]))
+            index.add(number, row, class_number(row, task.stratify_by, classes))
             bar.update(1)
         index.close()
-    for message in index.conflicts(source, task.verdict.labels):
+    for message in index.conflicts(source, classes if task.verdict else ()):
         problems.note(message)
     problems.stop_if_any(source)
     if index.n < 3:
         raise UserError(f"{source}: {index.n} labelled row(s); three splits need at least 3")
-    return index
+    return index, classes
+
+
+def class_number(row, path, classes):
+    """The row's class by the value that `path` names, as output.city; a new one is added to the classes."""
+    value = row
+    for key in path.split(".") if path else ():
+        value = value.get(key) if isinstance(value, dict) else None
+    name = "rows" if not path else value if isinstance(value, str) else to_json(value)
+    if name not in classes:
+        if len(classes) == MOST_CLASSES:
+            raise UserError(f"stratify_by: {path} has over {MOST_CLASSES} values; name one with fewer in task.yaml")
+        classes.append(name)
+    return classes.index(name)
 
 
 def assign(labels, groups, seed):
@@ -209,18 +220,17 @@ def fill(split_of, rows_of_class, room):
         split_of[rows] = np.repeat(np.arange(len(room)), counts)
 
 
-def write_splits(source, folder, split_of, index, task):
+def write_splits(source, folder, split_of, index, classes):
     """Second pass: every line goes to its split as it stands, and the classes are counted."""
     names = list(SPLITS)
-    counts = {name: dict.fromkeys(task.verdict.labels, 0) for name in names}
+    counts = {name: dict.fromkeys(classes, 0) for name in names}
     paths = [Path(folder) / f"{name}.jsonl" for name in names]
     at = 0
     with written_whole(*paths) as files, progress(len(split_of), "rows", "write splits") as bar:
         for number, line in read_lines(source):
             if at < len(split_of) and index.lines[at] == number:
-                name = names[split_of[at]]
                 files[split_of[at]].write(line if line.endswith("\n") else line + "\n")
-                counts[name][task.verdict.labels[index.labels[at]]] += 1
+                counts[names[split_of[at]]][classes[index.labels[at]]] += 1
                 at += 1
                 bar.update(1)
     return counts
@@ -232,13 +242,13 @@ def largest(groups):
     return int(np.bincount(groups).max())
 
 
-def report(counts, n_moved, groups, index, synthetic):
+def report(counts, n_moved, groups, index, task, synthetic):
     n_rows = len(index.labels)
+    n_groups = int(groups.max()) + 1
     print(
-        f"{n_rows:,} {'synthetic ' if synthetic else ''}rows, {int(groups.max()) + 1:,} groups, largest "
-        f"{largest(groups):,}; "
-        f"{n_moved:,} pairs moved so that no record stands in two splits; {index.identical_pairs:,} rows repeat an "
-        "earlier pair"
+        f"{n_rows:,} {'synthetic ' if synthetic else ''}rows, {n_groups:,} groups, largest {largest(groups):,}; "
+        f"{n_moved:,} {task.case}s moved so that nothing stands in two splits; "
+        f"{index.identical_pairs:,} rows repeat an earlier {task.case}"
     )
     for name, classes in counts.items():
         total = sum(classes.values())
@@ -246,9 +256,8 @@ def report(counts, n_moved, groups, index, synthetic):
         print(f"  {name:<5} {total:>9,} ({100 * total / n_rows:.1f} %): {mix}")
     if largest(groups) > 1 and largest(groups) > SPLITS["test"] * n_rows:
         print(
-            f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; records that look alike "
-            "chain them together, "
-            "so the splits cannot keep 80/10/10"
+            f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; rows that look alike are "
+            "chained together, so the splits cannot keep 80/10/10"
         )
     for name, classes in counts.items():
         for label, n in classes.items():

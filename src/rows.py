@@ -49,7 +49,7 @@ def load_rows(source, task):
     rows = [row for _, row in checked_rows(source, task, problems)]
     problems.stop_if_any(source)
     if not rows:
-        raise UserError(f"{source}: the file is empty; it needs one labelled pair a line")
+        raise UserError(f"{source}: the file is empty; it needs one labelled row a line")
     return rows
 
 
@@ -135,32 +135,37 @@ def clipped(text):
     )
 
 
-def pairs_from_file(pairs, task):
-    """The pairs of a file or of standard input; every wrong line is named."""
-    lines = enumerate(sys.stdin, 1) if pairs == "-" else read_lines(existing_file(pairs))
+def cases_from_file(source, task):
+    """(id or nothing, case) of each line of a file or of standard input; every wrong line is named."""
+    lines = enumerate(sys.stdin, 1) if source == "-" else read_lines(existing_file(source))
     found = []
     problems = []
     for number, line in lines:
-        where = f"{pairs}:{number}"
+        where = f"{source}:{number}"
         if isinstance(line, Exception):
             problems.append(f"{where}: not UTF-8 text")
         elif line.strip():
             try:
-                row = parsed_value(where, line)
+                named, case = named_case(parsed_value(where, line))
             except UserError as error:
                 problems.append(str(error))
                 continue
-            named = {"id": row.pop("id")} if isinstance(row, dict) and "id" in row else {}
-            case = row["input"] if isinstance(row, dict) and "input" in row else row
             found.append((named, case))
-            problems += [f"{where}: {problem}" for problem in task.module("data").check_case(case)]
+            problems += [f"{where}: {problem}" for problem in task.check_case(case)]
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        what = "1 line is not a pair" if len(problems) == 1 else f"{len(problems)} lines are not pairs"
-        raise UserError(f"{what} of records:\n  " + "\n  ".join(problems[:20]) + more)
+        raise UserError(f"{len(problems)} problem(s) in {source}:\n  " + "\n  ".join(problems[:20]) + more)
     if not found:
-        raise UserError(f'{pairs}: no pair in it; one {{"record1": {{...}}, "record2": {{...}}}} a line')
+        raise UserError(f"{source}: no {task.case} in it; one {task.example or 'JSON value'} a line")
     return found
+
+
+def named_case(row):
+    """({"id": ...} or nothing, the case) of a line: the case itself, with an id beside its keys, or a labelled row."""
+    if not isinstance(row, dict):
+        return {}, row
+    named = {"id": row.pop("id")} if "id" in row else {}
+    return named, row.get("input", row)
 
 
 def parsed_value(where, text):

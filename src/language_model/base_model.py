@@ -38,3 +38,34 @@ def quantization(config, precision):
             bnb_4bit_compute_dtype=getattr(torch, precision),
         )
     }
+
+
+def has_bfloat16_arithmetic():
+    """Whether this CPU multiplies bfloat16 by itself; one that does not is some fifty times slower in it."""
+    import torch
+
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def flops_per_token(model, recomputes):
+    """2 forward and 2 backward operations a frozen linear weight (no weight gradient), 2 more where the forward pass is
+    computed again.
+    """
+    import torch
+
+    frozen = sum(
+        module.in_features * module.out_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
+    )
+    return (6 if recomputes else 4) * frozen
+
+
+def adapted_kinds(model):
+    """Module kinds that carry an adapter, with their number: {'q_proj': 36, ...}."""
+    kinds = {}
+    for name in model.base_model.targeted_module_names:
+        kind = name.rsplit(".", 1)[-1]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return kinds

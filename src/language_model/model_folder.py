@@ -10,10 +10,10 @@ from config import Gen, config_from_dict, load_config
 SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}  # for a server whose model has no YAML here
 
 
-def model_config(args):
-    """The settings that the model was trained with, or those of --config."""
+def model_config(args, task):
+    """The settings that the model was trained with, or those of --config under the task's overlay."""
     if args.config:
-        return load_config(args.config)
+        return load_config(args.config, overlay=task.overlay)
     manifest = Path(args.model_path) / "manifest.json"
     if not manifest.is_file():
         if not Path(args.model_path).is_dir():
@@ -40,11 +40,12 @@ class Served:
     gen: object
 
 
-def served_config(args):
+def served_config(args, task):
     """The settings to ask a server by: the model's, and where it has no YAML here those of the specification."""
     if args.config or is_folder(args.model_path):
-        return model_config(args)
-    return Served(args.model_path or "served", args.model_path or "", Gen(**SPECIFICATION))
+        return model_config(args, task)
+    gen = SPECIFICATION | task.overlay.get("gen", {})
+    return Served(args.model_path or "served", args.model_path or "", Gen(**gen))
 
 
 def config_text(config):
@@ -62,6 +63,3 @@ def model_identity(model_path):
     return [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()
     ]
-
-
-SHIPPED = "models/steward-mini"

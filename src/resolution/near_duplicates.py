@@ -29,8 +29,8 @@ OFFSETS = _rng.integers(0, 2**32, N_HASHES, dtype=np.uint32)
 class Index:
     """The few numbers that are kept of every row: 8 + 2 x 72 + 25 bytes."""
 
-    def __init__(self, capacity, data):
-        self.data = data
+    def __init__(self, capacity, task):
+        self.task = task
         self.n = 0
         self.lines = np.zeros(capacity, np.int64)
         self.labels = np.zeros(capacity, np.int8)
@@ -40,13 +40,13 @@ class Index:
 
     def add(self, line, row, label):
         at = self.n
-        parts = self.data.parts(row["input"])
+        parts = self.task.parts(row["input"])
         self.lines[at] = line
         self.labels[at] = label
         self.ids[at] = hash64(str(row["id"])) if "id" in row else NO_KEY
         self.group_keys[at] = hash64(str(row["group"])) if "group" in row else NO_KEY
         self.pairs[at] = hash64("\0".join(sorted(json.dumps(part, sort_keys=True) for part in parts)))
-        self.waiting.append([self.data.plain_text(part) for part in parts])
+        self.waiting.append([self.task.plain_text(part) for part in parts])
         self.n += 1
         if len(self.waiting) == BLOCK:
             self._sign()
@@ -80,7 +80,7 @@ class Index:
         return int(self.n - len(np.unique(self.pairs)))
 
     def conflicts(self, source, label_names):
-        """Ids used twice, and one pair with two verdicts: a message for each."""
+        """Ids used twice, and with label names one case with two labels: a message for each."""
         found = []
         for first, second in repeats(self.ids):
             line = self.lines[second]
@@ -88,7 +88,7 @@ class Index:
                 f"{source}:{line}: id {id_in(source, line)!r} stands already in line {self.lines[first]}; ids must "
                 "differ"
             )
-        for first, second in repeats(self.pairs):
+        for first, second in repeats(self.pairs) if label_names else ():
             if self.labels[first] != self.labels[second]:
                 found.append(
                     f"{source}:{self.lines[second]}: labelled {label_names[self.labels[second]]}, but line "

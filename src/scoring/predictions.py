@@ -3,13 +3,10 @@
 import json
 from pathlib import Path
 
-import jsonschema
-
 from common import (
-    ROOT,
     UserError,
     existing_file,
-    parsed_answer,
+    is_folder,
     progress,
     quiet_libraries,
     read_json,
@@ -17,22 +14,15 @@ from common import (
     sha256_file,
     sha256_text,
     shown_path,
+    to_json,
     written_whole,
 )
 from constrained_decode import engine_names, load_engine
-from language_model.model_folder import config_text, model_config, model_identity
-from manifest import Clock, write_manifest
+from language_model.model_folder import model_config, model_identity, served_config
+from manifest import Clock, fingerprint, write_manifest
 from rows import load_rows
 from tasks import DEFAULT
-
-SOURCES = (
-    "scoring/predictions.py",
-    "common.py",
-    "dataset.py",
-    "language_model/*.py",
-    "tasks/__init__.py",
-    "constrained_decode/_*.py",
-)
+from tasks import facts as task_facts
 
 
 def add_arguments(parser, model_required):
@@ -55,7 +45,7 @@ def add_arguments(parser, model_required):
     parser.add_argument(
         "--unconstrained",
         action="store_true",
-        help="let the model write what it likes; shows what the JSON guarantee is worth",
+        help="let the model write what it likes; shows what the guarantee of valid answers is worth",
     )
     parser.add_argument("--force", action="store_true", help="answer again even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
@@ -72,59 +62,49 @@ def manifest_path(predictions):
 
 
 def predict_unless_done(args, task, out):
-    """Predict, or say that these very predictions are there already."""
+    """Predict, or report that these very predictions are there already."""
+    checked_options(args, task)
+    config = served_config(args, task) if args.endpoint else model_config(args, task)
+    data = existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first")
+    rows = load_rows(data, task)[: args.limit]
+    name = predictions_fingerprint(args, task, config, data, rows)
+    if not args.force and is_done(out, name):
+        print(f"{out} is up to date: same model, rows, prompt, settings and code")
+        return
+    predict(args, task, config, data, rows, out, name)
+
+
+def checked_options(args, task):
     for option in ("limit", "batch_size"):
         if (given := getattr(args, option)) is not None and given < 1:
             raise UserError(f"--{option} {given}: at least 1")
-    load_engine(args.backend)
-    if args.endpoint and args.backend != "openai_api":
-        raise UserError(f"--endpoint {args.endpoint}: only --backend openai_api asks a server")
-    config = model_config(args)
-    data = Path(args.data or task.under("data") / "test.jsonl")
-    existing_file(data, "run make prep first")
+    if bool(args.endpoint) != load_engine(args.backend).NEEDS_ENDPOINT:
+        raise UserError(
+            f"--endpoint {args.endpoint}: --backend {args.backend} asks no server that runs already"
+            if args.endpoint
+            else f"--backend {args.backend} asks a server that is running: name it with --endpoint"
+        )
     if args.schema and read_json(args.schema) != task.answer_schema:
         raise UserError(
-            f"{args.schema}: differs from the task's own schema {task.schema}; the answers are checked against one "
+            f"{args.schema}: differs from the task's own schema {task.schema_path}; answers are checked against one "
             "schema only"
         )
-    fingerprint = sha256_text(
-        json.dumps(
-            [
-                config_text(config),
-                model_identity(args.model_path),
-                sha256_file(data),
-                task.system_text,
-                task.answer_schema,
-                args.backend,
-                args.limit,
-                args.batch_size,
-                args.unconstrained,
-                args.endpoint,
-                source_hashes(args.backend),
-                engine_identity(args),
-            ],
-            sort_keys=True,
-        )
-    )
-    if not args.force and is_done(out, fingerprint):
-        print(f"{out} is up to date: same model, rows, prompt and settings")
-        return
-    predict(args, task, config, data, out, fingerprint)
 
 
-def engine_identity(args):
-    """What an engine reads beside the model's own folder, where it does."""
-    identity = getattr(load_engine(args.backend), "identity", None)
-    return identity(args.model_path) if identity else None
-
-
-def source_hashes(backend):
-    """Of every file that an answer depends on; what engines share begins with an underscore."""
-    return [
-        sha256_file(path)
-        for name in (*SOURCES, f"constrained_decode/{backend}.py")
-        for path in sorted((ROOT / "src").glob(name))
-    ]
+def predictions_fingerprint(args, task, config, data, rows):
+    """The name of what the answers depend on: prompts as rendered, settings, the model, and the code of the engine."""
+    engine = load_engine(args.backend)
+    facts = {
+        "rows": sha256_file(data),
+        "prompts": sha256_text(to_json([task.messages(row["input"]) for row in rows])),
+        "task": task_facts(task),
+        "gen": vars(config.gen),
+        "chat": vars(config.chat) if is_folder(args.model_path) or args.config else None,
+        "model": model_identity(args.model_path),
+        "engine": engine.identity(args.model_path),
+        "options": [args.backend, args.limit, args.batch_size, args.unconstrained, args.endpoint],
+    }
+    return fingerprint(facts, __file__, engine.__file__, task.folder / "data.py")
 
 
 def is_done(out, fingerprint):
@@ -132,9 +112,8 @@ def is_done(out, fingerprint):
     return Path(out).is_file() and manifest.is_file() and read_json(manifest).get("fingerprint") == fingerprint
 
 
-def predict(args, task, config, data, out, fingerprint):
+def predict(args, task, config, data, rows, out, name):
     clock = Clock()
-    rows = load_rows(data, task)[: args.limit]
     quiet_libraries()
     engine = load_engine(args.backend).load(
         args.model_path,
@@ -145,30 +124,33 @@ def predict(args, task, config, data, out, fingerprint):
         **({"endpoint": args.endpoint} if args.endpoint else {}),
     )
     answers = in_order(engine.answers([task.messages(row["input"]) for row in rows]), len(rows), "answers")
-    swap = getattr(task.module("data"), "swap", None)
-    # A server that tells no probabilities is not asked for those of the swapped records either.
-    told = swap and all(answer.probabilities for answer in answers)
-    swapped = (
-        in_order(engine.verdicts([task.messages(swap(row["input"])) for row in rows]), len(rows), "swapped verdicts")
-        if told
-        else [None] * len(rows)
-    )
-    schema = jsonschema.Draft202012Validator(task.answer_schema)
+    swapped = swapped_verdicts(engine, task, rows, answers)
     manifest_path(out).unlink(missing_ok=True)
     with written_whole(out) as file:
         for row, answer, other in zip(rows, answers, swapped, strict=True):
-            file.write(json.dumps(prediction(row, answer, other, schema, task), ensure_ascii=False) + "\n")
+            file.write(json.dumps(prediction(row, answer, other, task), ensure_ascii=False) + "\n")
     write_manifest(
         manifest_path(out),
         clock,
+        task=task.name,
         **identity(args, config, data, rows),
         backend=args.backend,
         **engine.facts,
         gen=vars(config.gen),
-        fingerprint=fingerprint,
+        fingerprint=name,
         seconds_per_row=sum(answer.seconds for answer in answers) / len(rows),
     )
     print(f"{len(rows):,} answers in {out}")
+
+
+def swapped_verdicts(engine, task, rows, answers):
+    """Each row's verdict probabilities with its sides swapped; None where the task or the engine knows none."""
+    swap = task.hook("data", "swap")
+    # A server that reports no probabilities is not asked for those of the swapped sides either.
+    if not (task.verdict and swap and all(answer.probabilities for answer in answers)):
+        return [None] * len(rows)
+    conversations = [task.messages(swap(row["input"])) for row in rows]
+    return in_order(engine.verdicts(conversations), len(rows), "swapped verdicts")
 
 
 def in_order(numbered, n, title):
@@ -181,17 +163,23 @@ def in_order(numbered, n, title):
     return found
 
 
-def prediction(row, answer, swapped, schema, task):
-    valid = parsed_answer(answer.text, schema)
+def prediction(row, answer, swapped, task):
+    """One line of the file; what belongs to a verdict only where the task has one."""
+    parsed = task.parsed(answer.text)
+    verdict = {}
+    if task.verdict:
+        verdict = {
+            "label": task.verdict.of(parsed),
+            "probabilities": answer.probabilities,
+            "swapped_probabilities": swapped,
+        }
     return {
         "id": row_id(row),
         "input": row["input"],
         "gold": row["output"],
         "raw": answer.text,
-        "answer": valid,
-        "label": valid[task.verdict.key] if valid else None,
-        "probabilities": answer.probabilities,
-        "swapped_probabilities": swapped,
+        "answer": parsed,
+        **verdict,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,

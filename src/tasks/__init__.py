@@ -1,13 +1,15 @@
 """One folder = one task. The folder is the registry; a Task holds what every step may ask of it.
 
-A folder has task.yaml and prompt.md, and of these modules those that it needs: data.py (what a row is), kpis.py (what an
-answer is worth), service.py, synthetic.py, importing.py, baseline.py, preferences.py. docs/tasks.md describes each.
+A folder has task.yaml, prompt.md, data.py (what a row is) and sample.jsonl, and of these modules those that it needs:
+kpis.py (what an answer is worth), service.py, synthetic.py, importing.py, baseline.py, preferences.py. docs/tasks.md
+describes each.
 """
 
 import argparse
 import dataclasses
 import difflib
 import importlib
+import itertools
 import typing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,13 +17,23 @@ from pathlib import Path
 
 import jsonschema
 
-from common import ROOT, UserError, existing_file, read_json, to_json
+from common import ROOT, UserError, existing_file, parse_json, read_json, read_jsonl, to_json
 from config import build, read_yaml
+from resolution.plain_text import plain_text
 from tasks import answers
 
 FOLDER = Path(__file__).parent
 DEFAULT = "crm"
-OPTIONAL_MODULES = ("kpis", "service", "synthetic", "importing", "baseline", "preferences")
+OPTIONAL_MODULES = (
+    "kpis",
+    "service",
+    "synthetic",
+    "importing",
+    "baseline",
+    "preferences",
+    "measuring",
+    "injection",
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,9 @@ class TaskFile:
     verdict: VerdictFile | None = None
     stratify_by: str | None = None  # a row's value that every split gets its share of, as output.result or meta.kind
     select_by: str | None = None  # the KPI that picks the checkpoint; `loss` is the loss on the validation rows
+    case: str = "case"  # what one input is called, in messages
+    example: str | None = None  # an input on one line, in messages
+    shipped: str | None = None  # folder of the model that ships with the project for this task
     columns: dict[str, str] = field(default_factory=dict)  # of the comparison table, in order: title -> KPI
     gen: dict = field(default_factory=dict)  # these three lie over the sections of the same name in a model's YAML
     train: dict = field(default_factory=dict)
@@ -84,6 +99,15 @@ class Task:
     def answer(self):
         """verdict, json, text or tool_call."""
         return self.file.answer
+
+    @property
+    def case(self):
+        """What one input is called: pair, request."""
+        return self.file.case
+
+    @property
+    def shipped(self):
+        return self.file.shipped
 
     @property
     def columns(self):
@@ -147,10 +171,28 @@ class Task:
         """What is wrong with an input, in words; empty when it is one."""
         return self.module("data").check_case(case)
 
+    def case_of_words(self, words):
+        """An input from the words of a command line; by default one word, the input as JSON."""
+        return self.hook("data", "case_of_words", one_json_word)(words)
+
+    def parts(self, case):
+        """The things of an input that must not be seen in two splits; by default the whole of it."""
+        return self.hook("data", "parts", lambda case: [case])(case)
+
+    def plain_text(self, part):
+        """A part's values without case, accents, punctuation or their order, for the search of near duplicates."""
+        return self.hook("data", "plain_text", plain_text)(part)
+
     def messages(self, case):
         """The prompt of one case, the same for training, evaluation, benchmark and service."""
-        user_text = self.hook("data", "user_text") or (lambda case: to_json(self.canonical(case)))
-        return [{"role": "system", "content": self.system_text}, {"role": "user", "content": user_text(case)}]
+        user_text = self.hook("data", "user_text")
+        text = answers.harmless(user_text(case)) if user_text else to_json(self.canonical(case))
+        return [{"role": "system", "content": self.system_text}, {"role": "user", "content": text}]
+
+    def case_holding(self, text):
+        """A case of this task that holds a text, made from the task's first sample: for probing what a text can do."""
+        [row] = itertools.islice(read_jsonl(self.folder / "sample.jsonl"), 1)
+        return with_first_text(row["input"], text)
 
     def canonical(self, case):
         """The case in the one form that a prompt shows, whatever the order it came in."""
@@ -171,6 +213,25 @@ class Task:
     def under(self, folder):
         """Where the task's files live: the default task keeps the flat paths, every other has a folder of its own."""
         return Path(folder) if self.name == DEFAULT else Path(folder) / self.name
+
+
+def with_first_text(value, text):
+    """The value with the first text in it, however deep it stands, replaced."""
+    if isinstance(value, str):
+        return text
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if (changed := with_first_text(item, text)) != item:
+            copy = value.copy()
+            copy[key] = changed
+            return copy
+    return value
+
+
+def one_json_word(words):
+    if len(words) != 1:
+        raise ValueError(f"one input as JSON is wanted, found {len(words)} words")
+    return parse_json(words[0])
 
 
 def task_names():

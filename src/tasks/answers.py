@@ -7,6 +7,7 @@ import re
 
 from common import parse_json, parsed_answer, to_json
 
+CONTROL_OPENING = re.compile(r"<(?=\|)|<(?=/?\w+>)|\[(?=/?[A-Z_]{2,}\])")
 ANY_TOOL_CALL = {
     "type": "object",
     "properties": {"name": {"type": "string", "minLength": 1}, "arguments": {"type": "object"}},
@@ -16,12 +17,20 @@ ANY_TOOL_CALL = {
 TOOL_CALL = re.compile(r'<tool_call name="([^"<>]+)">(.*)</tool_call>', re.S)
 
 
+def harmless(text):
+    """A text in which no control token can be spelled: templates open theirs with `<|`, `<name>` or `[NAME]`.
+
+    JSON needs none of this, common.to_json writes these brackets as escapes.
+    """
+    return CONTROL_OPENING.sub(r"\g<0> ", text)
+
+
 def completion(task, answer):
     """The answer as the model is taught to write it; of a verdict the verdict comes first."""
     if own := task.hook("data", "completion"):
         return own(answer)
     if task.answer == "text":
-        return answer
+        return harmless(answer)
     if task.answer == "tool_call":
         return f'<tool_call name="{answer["name"]}">{to_json(answer["arguments"])}</tool_call>'
     # Keys in the schema's order, which is the order that the grammar writes them in.

@@ -1,6 +1,6 @@
-"""The training loop's own parts on top of TRL: verdict macro-F1 as the metric, a progress line, and the packing probe.
+"""The training loop's own parts on top of TRL: the selection of the best checkpoint, a progress line, the packing probe.
 
-Heavy to import (torch, trl): only sft_train.py does, once it trains.
+Heavy to import (torch, trl): only fine_tuning.py does, once it trains.
 """
 
 import os
@@ -9,18 +9,14 @@ import time
 from dataclasses import dataclass
 
 import torch
-from sklearn.metrics import accuracy_score, f1_score
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-import dataset
 from common import UserError, progress
-from constrained_decode.hf import verdict_probabilities
-from language_model import chat_template, verdict_branch
+from language_model import chat_template
+from language_model.base_model import flops_per_token
 
 PACKING_TOLERANCE = 1e-3
-TIE_BREAK = 1e-4
-LEAST_LOSS_GAIN = 0.01  # at equal verdicts, a loss that falls by less is no reason to go on
 
 
 @dataclass
@@ -33,9 +29,8 @@ class Arguments(SFTConfig):
 def arguments(config, plan, precision, folder):
     """TRL's settings for one run, each said: its defaults change between versions."""
     train = config.train
-    every = min(
-        0.5, 1 / (train.epochs * train.evals_per_epoch)
-    )  # a share of all steps; 1.0 would mean every single step
+    # A share of all steps; 1.0 would mean every single step.
+    every = min(0.5, 1 / (train.epochs * train.evals_per_epoch))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     return Arguments(
         output_dir=str(folder),
@@ -79,25 +74,39 @@ def arguments(config, plan, precision, folder):
     )
 
 
-class StewardTrainer(SFTTrainer):
-    """SFTTrainer that also asks for the verdict of every validation row, so that the best checkpoint is the one that
-    decides best.
-    """
+def callbacks(config, selection):
+    """A line of progress, and an end where validation no longer gains."""
+    return [
+        Progress(selection),
+        EarlyStoppingCallback(
+            early_stopping_patience=config.train.patience, early_stopping_threshold=selection.least_gain
+        ),
+    ]
 
-    verdict_cases = None
+
+def keep_own_callbacks(trainer):
+    """Our progress line instead of the library's, and the trainer where the line reads its speed."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.speed = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Progress))
+    trainer.speed.trainer = trainer
+
+
+class StewardTrainer(SFTTrainer):
+    """SFTTrainer whose best checkpoint is the one that the task's selection puts first."""
+
+    selection = None
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.args.verdict_weight != 1.0 and self.model.training:
-            model = VerdictsWeighted(model, len(self.verdict_cases.branch.opening), self.args.verdict_weight)
+            model = VerdictsWeighted(model, len(self.selection.branch.opening), self.args.verdict_weight)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        verdicts = self.verdict_cases.metrics(self)
-        # Of equally right checkpoints the one that writes the likelier answers; verdicts are often right before JSON
-        # and reasoning are.
-        verdicts["selection"] = verdicts["macro_f1"] - TIE_BREAK * output.metrics[f"{metric_key_prefix}_loss"]
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in verdicts.items()})
+        scores = self.selection.metrics(self)
+        scores["selection"] = self.selection.score(scores, output.metrics[f"{metric_key_prefix}_loss"])
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         return output
 
 
@@ -113,9 +122,8 @@ class VerdictsWeighted:
 
     def __call__(self, **inputs):
         outputs = self.model(**inputs)
-        weights = token_weights(inputs["labels"], self.n_opening, self.weight)[
-            :, 1:
-        ]  # a token is predicted one place before it stands
+        # A token is predicted one place before it stands.
+        weights = token_weights(inputs["labels"], self.n_opening, self.weight)[:, 1:]
         outputs.log_probs = outputs.log_probs * weights.to(outputs.log_probs.dtype)
         return outputs
 
@@ -133,63 +141,14 @@ def token_weights(labels, n_opening, weight):
     return weights * answer.sum() / weights.sum().clamp(min=1e-9)
 
 
-class VerdictCases:
-    """Validation prompts cut where the verdict is decided, and the right verdicts."""
-
-    BATCH_TOKENS = 16_384
-
-    def __init__(self, chat, task, examples, most):
-        self.branch = verdict_branch.find_branch(chat, task)
-        self.pad_id = chat.pad_id
-        label_of = {token: label for label, token in self.branch.token_of.items()}
-        at = len(self.branch.opening)
-        examples = examples[:most]
-        self.prompts = [example["input_ids"][: -dataset.n_answer_tokens(example)] for example in examples]
-        self.gold = [
-            label_of[example["input_ids"][len(prompt) + at]]
-            for example, prompt in zip(examples, self.prompts, strict=True)
-        ]
-
-    def metrics(self, trainer):
-        accelerator = trainer.accelerator
-        model = trainer.model
-        mine = list(range(accelerator.process_index, len(self.prompts), accelerator.num_processes))
-        was_training = model.training
-        model.eval()
-        with trainer.compute_loss_context_manager():
-            said = {at: max(shares, key=shares.get) for at, shares in self._probabilities(model, mine)}
-        model.train(was_training)
-        if accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            said = dict(gather_object(list(said.items())))
-        said = [said[at] for at in range(len(self.gold))]
-        labels = sorted(set(self.gold))
-        return {
-            "macro_f1": f1_score(self.gold, said, average="macro", labels=labels, zero_division=0),
-            "accuracy": accuracy_score(self.gold, said),
-        }
-
-    def _probabilities(self, model, positions):
-        positions = sorted(positions, key=lambda at: len(self.prompts[at]))
-        while positions:
-            n = max(1, self.BATCH_TOKENS // (len(self.prompts[positions[-1]]) + len(self.branch.opening)))
-            batch = positions[-n:]
-            positions = positions[:-n]
-            yield from zip(
-                batch,
-                verdict_probabilities(model, [self.prompts[at] for at in batch], self.branch, self.pad_id),
-                strict=True,
-            )
-
-
 class Progress(TrainerCallback):
     """A bar on a terminal, plain lines in a log: loss, tokens a second, and every validation result."""
 
     trainer = None
     WARM_UP_STEPS = 2
 
-    def __init__(self):
+    def __init__(self, selection):
+        self.selection = selection
         self.steps = []  # (seconds, tokens of all processes so far) of every step in this process
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -217,12 +176,10 @@ class Progress(TrainerCallback):
         if "loss" in logs:
             rate = self.facts().get("tokens_per_s")
             self.bar.set_postfix_str(f"loss {logs['loss']:.4f}" + (f", {rate:,.0f} tokens/s" if rate else ""))
-        if "eval_macro_f1" in logs:
-            line = (
-                f"step {state.global_step}/{state.max_steps}: validation macro-F1 {logs['eval_macro_f1']:.4f}, "
-                f"accuracy {logs['eval_accuracy']:.4f}, loss {logs['eval_loss']:.4f}"
-            )
-            (self.bar.write if hasattr(self.bar, "write") else print)(line)
+        if "eval_selection" in logs:
+            scores = [f"{name} {logs[f'eval_{name}']:.4f}" for name in (*self.selection.shown, "loss")]
+            line = f"step {state.global_step}/{state.max_steps}: validation {', '.join(scores)}"
+            (self.bar.write if sys.stderr.isatty() else print)(line)
             sys.stdout.flush()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -279,24 +236,3 @@ def packing_gap(model, first, second):
             for ids in orders
         )
     return (behind_one - behind_other).abs().max().item()
-
-
-def flops_per_token(model, recomputes):
-    """2 forward and 2 backward operations a frozen linear weight (no weight gradient), 2 more where the forward pass is
-    computed again.
-    """
-    frozen = sum(
-        module.in_features * module.out_features
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
-    )
-    return (6 if recomputes else 4) * frozen
-
-
-def adapted_kinds(model):
-    """Module kinds that carry an adapter, with their number: {'q_proj': 36, ...}."""
-    kinds = {}
-    for name in model.base_model.targeted_module_names:
-        kind = name.rsplit(".", 1)[-1]
-        kinds[kind] = kinds.get(kind, 0) + 1
-    return kinds

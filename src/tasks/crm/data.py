@@ -2,7 +2,8 @@
 
 import json
 import re
-import unicodedata
+
+from common import parse_json
 
 RECORDS = ("record1", "record2")
 
@@ -52,6 +53,19 @@ SIDES = re.compile(
 )
 
 
+SIDES_NOTE = (
+    "speak of the first or second record; prompts show the records in a fixed order of their own, so such words will "
+    "often be wrong: speak of fields instead"
+)
+
+
+def case_of_words(words):
+    """A pair from two words of a command line, each a record as JSON."""
+    if len(words) != len(RECORDS):
+        raise ValueError("give two records as JSON")
+    return dict(zip(RECORDS, map(parse_json, words), strict=True))
+
+
 def field_evidence(case):
     """How the two records agree, field by field, in words that a program can show; what nobody compares stands last."""
     from tasks.crm.fields import evidence, uncompared
@@ -69,31 +83,3 @@ def field_evidence(case):
 def swap(case):
     """The same question asked the other way round; the verdict should not change."""
     return {"record1": case["record2"], "record2": case["record1"]}
-
-
-def plain_text(record):
-    """A record's values without case, accents, punctuation, key names or their order."""
-    return " ".join(sorted(word for word in (plain(value) for value in leaves(record)) if word))
-
-
-def leaves(value):
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from leaves(item)
-    elif value is not None:
-        yield str(value)
-
-
-def plain(text):
-    if text.isascii():
-        if text.isalnum():
-            return text.lower()
-    else:
-        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return _NOT_WORD.sub("", text.casefold())
-
-
-_NOT_WORD = re.compile(r"[\W_]+")

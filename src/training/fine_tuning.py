@@ -1,0 +1,232 @@
+"""One fine-tuning run: rows to steps, checkpoints that a killed run goes on from, the adapter and its record."""
+
+import dataclasses
+import json
+import shutil
+
+import dataset
+from common import UserError, WorkFailed, sha256_file, shown_path, write_json, write_text
+from language_model import base_model, chat_template, packed_attention
+from manifest import Clock, write_manifest
+from training.processes import is_main, n_processes, say, use_every_core
+
+
+def train(args, config, task, lora, fingerprint, clock):
+    from peft.helpers import disable_input_dtype_casting
+
+    use_every_core()
+    chat = chat_template.load_chat(config)
+    examples, left_out = encoded(args, chat, config, lora)
+    checkpoints = prepare_folder(lora, fingerprint)
+    trainer = make_trainer(config, task, chat, examples, checkpoints)
+    trainer.accelerator.wait_for_everyone()  # stale checkpoints are gone before any process looks for the last one
+    last = last_whole_checkpoint(checkpoints)
+    begun = f"training {config.name}: {len(examples['train']):,} rows, {trainer.plan.words}"
+    say(f"going on from {last.name}" if last else begun)
+    # Under autocast PEFT would lift every input of an adapter to float32 only for autocast to lower it again.
+    with disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32"):
+        run_within_memory(trainer, last, args.config)
+    trainer.accelerator.wait_for_everyone()
+    if is_main():
+        save_adapter(trainer, chat, lora)
+        write_manifest(
+            lora / "manifest.json",
+            clock,
+            config=dataclasses.asdict(config),
+            fingerprint=fingerprint,
+            task=task.name,
+            training=training_facts(trainer, config, examples, left_out),
+            data={
+                split: {"path": shown_path(path), "sha256": sha256_file(path)}
+                for split, path in (("train", args.train), ("val", args.val))
+            },
+        )
+        shutil.rmtree(checkpoints)
+    trainer.accelerator.end_training()
+
+
+def run_within_memory(trainer, last, config_path):
+    """Train from the last checkpoint or from the start; where the GPU's memory is too small, say what to change."""
+    import torch
+
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise WorkFailed(
+            f"{config_path}: the GPU's memory does not suffice ({str(error).split('.')[0]}); try --set "
+            "train.gradient_ckpt=true, a smaller train.batch_size with a larger train.grad_accum, or peft.method=qlora"
+        ) from error
+
+
+def encoded(args, chat, config, lora):
+    """Token ids of both splits. Rows that do not fit are listed in left_out.json and reported, never cut."""
+    examples = {}
+    left_out = {}
+    for split, path in (("train", args.train), ("val", args.val)):
+        examples[split], left_out[split] = dataset.encode_rows(dataset.read_prompts(path), chat, config)
+        if is_main():
+            dataset.print_left_out(left_out[split], str(path), 5)
+        if not examples[split]:
+            raise UserError(
+                f"{path}: no row fits this model ({len(left_out[split]):,} left out); raise train.max_seq_len or "
+                "shorten the answers"
+            )
+    if is_main():
+        lora.mkdir(parents=True, exist_ok=True)
+        write_json(lora / "left_out.json", left_out)
+    return examples, {split: len(rows) for split, rows in left_out.items()}
+
+
+def prepare_folder(lora, fingerprint):
+    """The checkpoint folder; checkpoints of other settings, data or code are thrown away."""
+    checkpoints = lora / "checkpoints"
+    mark = checkpoints / "fingerprint.txt"
+    if is_main():
+        (lora / "manifest.json").unlink(missing_ok=True)
+        if checkpoints.exists() and (not mark.is_file() or mark.read_text() != fingerprint):
+            print(f"{checkpoints}: these checkpoints are of other settings, data or code; starting anew", flush=True)
+            shutil.rmtree(checkpoints)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_text(mark, fingerprint)
+    return checkpoints
+
+
+def last_whole_checkpoint(checkpoints):
+    """The newest checkpoint that was written to its end; a run killed while saving leaves one that is not."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    for path in reversed(found):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            if is_main():
+                print(f"{path}: half-written, left aside", flush=True)
+                shutil.rmtree(path)
+            continue
+        return path
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How rows become optimizer steps: batch_size x grad_accum rows each, as nearly as bins and GPUs divide them."""
+
+    packing: bool
+    per_device: int
+    grad_accum: int
+    words: str
+
+
+def make_plan(config, examples, packing):
+    wanted = config.train.batch_size * config.train.grad_accum
+    total = sum(len(example["input_ids"]) for example in examples)
+    per_bin = max(1.0, len(examples) / max(1, -(-total // config.train.max_seq_len))) if packing else 1.0
+    bins_each = wanted / per_bin / n_processes()
+    per_device = max(1, min(round(config.train.batch_size / per_bin), round(bins_each)))
+    accum = max(1, round(bins_each / per_device))
+    words = (
+        f"about {per_bin:.1f} rows packed into each {config.train.max_seq_len} tokens" if packing else "not packed"
+    ) + f", {per_device * accum * n_processes() * per_bin:.0f} rows a step (the config asks for {wanted})"
+    return Plan(packing, per_device, accum, words)
+
+
+def make_trainer(config, task, chat, examples, folder):
+    from training import trainer as loop
+    from training.selection import selection_for
+
+    model, precision = base_model.load_base(config, attention=packed_attention.register())
+    if precision == "float16" and config.train.bf16:
+        say("this GPU has no bfloat16: training in float16")
+    packing = loop.packing_is_correct(model, examples["train"], config.train)
+    plan = make_plan(config, examples["train"], packing)
+    selection = selection_for(task, chat, config, examples["val"])
+    if config.train.verdict_weight != 1.0 and not selection.branch:
+        raise UserError("train.verdict_weight: only a task with a verdict that also picks its checkpoint has one")
+    trainer = loop.StewardTrainer(
+        model=model,
+        args=loop.arguments(config, plan, precision, folder),
+        train_dataset=token_rows(examples["train"]),
+        eval_dataset=token_rows(examples["val"]),
+        processing_class=chat.tokenizer,
+        peft_config=adapter_settings(config),
+        callbacks=loop.callbacks(config, selection),
+    )
+    loop.keep_own_callbacks(trainer)
+    trainer.plan = plan
+    trainer.precision = precision
+    trainer.selection = selection
+    return trainer
+
+
+def token_rows(examples):
+    from datasets import Dataset
+
+    return Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in examples])
+
+
+def adapter_settings(config):
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.peft.r,
+        lora_alpha=config.peft.alpha,
+        lora_dropout=config.peft.dropout,
+        task_type="CAUSAL_LM",
+        target_modules=config.peft.target_modules,
+        bias="none",
+    )
+
+
+def save_adapter(trainer, chat, lora):
+    import torch
+
+    broken = [
+        name
+        for name, weights in trainer.model.named_parameters()
+        if weights.requires_grad and not torch.isfinite(weights).all()
+    ]
+    if broken:
+        raise WorkFailed(
+            f"training diverged: {len(broken)} adapter matrices hold NaN or infinity (first {broken[0]}); "
+            "lower train.lr and run again with --force"
+        )
+    trainer.save_model(lora)
+    chat.tokenizer.save_pretrained(lora)
+    for extra in ("training_args.bin", "README.md"):
+        (lora / extra).unlink(missing_ok=True)
+
+
+def training_facts(trainer, config, examples, left_out):
+    """What the report and the model card say about the training."""
+    state = trainer.state
+    return {
+        "method": config.peft.method,
+        "quantization": "NF4, double" if config.peft.method == "qlora" else "none",
+        "precision": trainer.precision,
+        "rows": len(examples["train"]),
+        "left_out": left_out,
+        "steps": state.global_step,
+        "epochs": round(state.epoch or 0, 3),
+        "packing": trainer.plan.packing,
+        "per_device_batch": trainer.plan.per_device,
+        "grad_accum": trainer.plan.grad_accum,
+        "processes": n_processes(),
+        "base_revision": getattr(trainer.model.config, "_commit_hash", None),
+        "best_step": state.best_global_step,
+        **validation_facts(trainer),
+        "adapted": base_model.adapted_kinds(trainer.model),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        **trainer.speed.facts(),
+        **{key: value for key, value in Clock().facts().items() if key.startswith("peak")},
+    }
+
+
+def validation_facts(trainer):
+    """The score that picked the checkpoint, at the best step and by step."""
+    metric = trainer.selection.select_by
+    key = f"eval_{metric}"
+    by_step = {entry["step"]: entry[key] for entry in trainer.state.log_history if key in entry}
+    return {
+        "selected_by": metric,
+        f"best_val_{metric}": by_step.get(trainer.state.best_global_step),
+        f"val_{metric}_by_step": {step: round(value, 4) for step, value in by_step.items()},
+    }
