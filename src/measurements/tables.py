@@ -1,5 +1,5 @@
-"""README's tables of measured runs, and the service's, from their manifests: python src/measure.py tables --runs
-docs/measured --into README.md
+"""The tables of measured runs, README's six rows among them, from their manifests: python src/measure.py tables --runs
+docs/measured --into docs/results.md
 
 A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/measure.py
 transfer measured with it. In h200/ lie manifests of src/eval_latency_throughput.py, <model>_<run>.json, in service/
@@ -52,6 +52,7 @@ def main():
     for name, table in tables.items():
         marked_text.put(args.into, name, table)
     marked_text.put(args.serving, "service", service_table(args.runs / "service"))
+    marked_text.put(args.readme, "worth", worth_table(args.runs))
 
 
 def parse_args():
@@ -60,7 +61,13 @@ def parse_args():
         "--runs", type=Path, default=Path("docs/measured"), help="folder of the runs (default docs/measured)"
     )
     parser.add_argument(
-        "--into", type=Path, default=Path("README.md"), help="file with the marker comments (default README.md)"
+        "--into",
+        type=Path,
+        default=Path("docs/results.md"),
+        help="file with the marker comments (default docs/results.md)",
+    )
+    parser.add_argument(
+        "--readme", type=Path, default=Path("README.md"), help="file for the six rows (default README.md)"
     )
     parser.add_argument(
         "--serving",

@@ -267,10 +267,10 @@ def test_a_server_that_lists_no_model_is_told_to_be_named():
         openai_api.connect(None, "crm", SimpleNamespace(gen=GEN), "http://127.0.0.1:9/v1", 2)
 
 
-def test_the_readmes_command_scores_a_server(tmp_path):
-    """README's own words, with this server's address in them."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [command] = re.findall(r"^```\n(python src/evaluate_kpis.py --backend openai_api .*)\n```", readme, re.M)
+def test_the_pages_command_scores_a_server(tmp_path):
+    """The page's own words, with this server's address in them."""
+    page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^```bash\n(python src/evaluate_kpis.py --backend openai_api .*)\n```", page, re.M)
     server = Server(saying(GOOD))
     with open(tmp_path / "rows.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in synthetic_rows(12, 1))

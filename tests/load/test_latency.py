@@ -346,10 +346,10 @@ def test_the_shipped_model_is_measured_and_the_report_shows_it(rows, tmp_path, c
 
 
 @pytest.mark.slow
-def test_the_readmes_command_measures_a_running_server(rows, tmp_path):
-    """README's own words, with this server's address in them: no model is named, the server lists one."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [command] = re.findall(r"^(python src/eval_latency_throughput.py .*--endpoint.*)$", readme, re.M)
+def test_the_pages_command_measures_a_running_server(rows, tmp_path):
+    """The page's own words, with this server's address in them: no model is named, the server lists one."""
+    page = (ROOT / "docs/decoding.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^(python src/eval_latency_throughput.py .*--endpoint.*)$", page, re.M)
     server = Server(saying(GOOD))
     words = (
         command.replace("http://localhost:8000/v1", server.endpoint)

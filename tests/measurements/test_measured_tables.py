@@ -1,4 +1,4 @@
-"""README's tables are those of the measured runs, and a figure that nobody measured leaves its cell empty."""
+"""The tables of docs/results.md are those of the measured runs, and a figure that nobody measured leaves its cell empty."""
 
 import json
 
@@ -50,9 +50,10 @@ def test_a_service_table_tells_failures_and_overload(tmp_path):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_readme_shows_what_was_measured(name):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, after = marked_text.around(ROOT / "README.md", name)
+def test_the_results_page_shows_what_was_measured(name):
+    path = ROOT / "docs/results.md"
+    text = path.read_text(encoding="utf-8")
+    before, after = marked_text.around(path, name)
     assert TABLES[name](RUNS) in text[len(before) : len(text) - len(after)]
 
 

@@ -1,4 +1,4 @@
-"""Every command that the README shows is run, word for word, in a fresh copy; a real model's name becomes the
+"""Every command that README and docs/ show is run, word for word, in a fresh copy; a real model's name becomes the
 stand-in's.
 """
 
@@ -15,20 +15,35 @@ import pytest
 from support.pipeline import QUIET, ROOT, copy_of_the_repo
 
 REAL_MODEL = "phi4mini"
-# Not run here: these build an environment, need Docker, or are this very test; each is covered as said.
+# Not run here: what begins so needs what no test machine has, or takes long; each is covered as said.
 ELSEWHERE = {
     "make test": "running now",
     "make setup": "test_setup.py, with a stand-in for pip and conda",
     "make demo": "test_demo.py",
     "make serve": "test_serve.py, with README's own question",
+    "make pretrain": "needs a GPU; test_pretrain.py trains a tiny one",
+    "curl http://127.0.0.1:8080/match": "test_serve.py asks it of a service",
+    "vllm serve": "needs a GPU",
     "docker build": "needs a Docker engine",
     "docker run": "needs a Docker engine",
+    "python src/serve.py --upstream": "needs a vLLM server; test_contract.py has one of its own before it",
+    "python src/evaluate_kpis.py --backend openai_api": "test_endpoint.py, with a server of its own",
+    "python src/eval_latency_throughput.py --endpoint": "test_latency.py, with a server of its own",
+    "pip install -r requirements-llama_cpp.txt": "compiles for a quarter of an hour",
+    "python src/export_gguf.py": "needs requirements-llama_cpp.txt; test_llama_cpp.py where it is there",
+    "python src/ask.py --backend llama_cpp": "needs requirements-llama_cpp.txt; test_llama_cpp.py where it is there",
 }
 
 
-def readme_commands():
-    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+def commands_of(*pages):
+    """The lines of all bash fences, each once, in the order in which they are shown."""
+    blocks = [block for page in pages for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.M | re.S)]
+    lines = [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    return list(dict.fromkeys(lines))
+
+
+def shown_commands():
+    return commands_of(ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 def run_here(command):
@@ -36,7 +51,7 @@ def run_here(command):
 
 
 def test_the_readme_shows_the_contract():
-    commands = "\n".join(readme_commands())
+    commands = "\n".join(commands_of(ROOT / "README.md"))
     for needed in (
         "make ask",
         "make setup",
@@ -55,8 +70,8 @@ def test_the_readme_shows_the_contract():
         f"--data data/test.jsonl --out reports/{REAL_MODEL}_metrics.json",
     ):
         assert needed in commands
-    assert all(any(command.startswith(start) for command in readme_commands()) for start in ELSEWHERE), (
-        "an exception that the README no longer has"
+    assert all(any(command.startswith(start) for command in shown_commands()) for start in ELSEWHERE), (
+        "an exception that neither README nor docs/ have any more"
     )
 
 
@@ -64,7 +79,7 @@ def test_every_file_that_the_readme_names_exists():
     tree = re.search(r"^## Where things are\n+```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S).group(1)
     names = re.findall(r"[\w/]+\.(?:py|md)", tree)
     assert len(names) >= 15
-    assert [name for name in names if not any((ROOT / folder / name).exists() for folder in ("", "src"))] == []
+    assert [name for name in names if not any((ROOT / folder / name).exists() for folder in ("", "src", "docs"))] == []
 
 
 @pytest.mark.slow
@@ -114,8 +129,8 @@ def test_every_command_runs_word_for_word(tmp_path):
     (project / "reports").mkdir(exist_ok=True)
     few = [sys.executable, "src/synthesize.py", "--rows", "400", "--out", "reports/transfer_synthetic.jsonl"]
     subprocess.run(few, cwd=project, check=True, capture_output=True)
-    commands = [command.replace(REAL_MODEL, "standin") for command in readme_commands() if run_here(command)]
-    assert len(commands) >= 10
+    commands = [command.replace(REAL_MODEL, "standin") for command in shown_commands() if run_here(command)]
+    assert len(commands) >= 20
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET
     environment |= {
         "PY": sys.executable,
