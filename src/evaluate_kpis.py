@@ -24,7 +24,7 @@ def main():
     facts = read_json(predictions.manifest_path(path))
     metrics = kpis.score(kpis.read_predictions(path, task), task)
     write_manifest(args.out, clock, **kpis.identity(facts, path), **metrics)
-    kpis.print_summary(args.out, metrics["kpis"])
+    kpis.print_summary(args.out, metrics["kpis"], task)
 
 
 def parse_args():

@@ -171,7 +171,7 @@ def test_the_sentence_is_the_generators_and_true():
     [sentence] = re.findall(r"^> (.+)$", TEXT, re.M)
     twins = next(example for example in EXAMPLES if example.title == "Twins")
     assert sentence == reasoning(twins.label, twins.case)
-    counts = score(twins.case, {"reasoning": sentence})
+    counts = score({"input": twins.case}, {"reasoning": sentence})
     assert counts["statements"] == counts["true"] >= 4 and counts["invented"] == 0
     assert "at most 320 characters" in TEXT and load_task().answer_schema["properties"]["reasoning"]["maxLength"] == 320
 

@@ -350,7 +350,7 @@ def test_every_sentence_is_true_short_and_without_sides(generated):
     made = 0
     for row in generated:
         sentence = row["output"]["reasoning"]
-        found = kpis.score(row["input"], row["output"])
+        found = kpis.score(row, row["output"])
         assert found["true"] == found["statements"] and found["invented"] == 0, row
         assert 0 < len(sentence) <= 320 and not data.SIDES.search(sentence), row
         made += found["statements"]

@@ -1,4 +1,4 @@
-"""What only the CRM task can score: does the reasoning say true things about the fields, and which slice is a case in."""
+"""What only the CRM task can score: whether the reasoning says true things about the fields, and a case's slices."""
 
 import re
 import unicodedata
@@ -170,9 +170,11 @@ def borrowed(parts, at):
     return before.polarity if before and (before.leads or parts[at].also) else None
 
 
-def score(case, answer):
-    """Counts for one valid answer: statements made, true ones, fields invented, and fields it could have named."""
-    facts = evidence(case)
+def score(row, answer):
+    """Counts for one answer: statements made, true ones, fields invented, and fields it could have named."""
+    if answer is None:
+        return {}
+    facts = evidence(row["input"])
     relations = {item.kind: item.relation for item in facts}
     told = name_parts(facts) | {item.kind: judged(item.kind, item.left, item.right) for item in facts}
     said = statements(answer["reasoning"], relations)
