@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of the measured runs, and a figure that nobody measured leaves its cell empty."""
+"""The tables of docs/results.md are those of the measured runs, and what nobody measured leaves its cell empty."""
 
 import json
 

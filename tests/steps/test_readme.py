@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from service.review import decisions
 from support.pipeline import QUIET, ROOT, copy_of_the_repo
+from tasks import load_task
 
 REAL_MODEL = "phi4mini"
 # Not run here: what begins so needs what no test machine has, or takes long; each is covered as said.
@@ -105,6 +107,14 @@ def test_the_sample_answer_is_what_the_shipped_model_says():
     assert found["probabilities"] == pytest.approx(sample["probabilities"], abs=0.02)
 
 
+def decided(path):
+    case = {"record1": {"name": "Ann Lee"}, "record2": {"name": "Anne Lea"}}
+    decision = {"action": "correct", "pair": decisions.pair_hash(load_task(), case), "id": None, "input": case}
+    decision |= {"model": "m:1", "model_result": "POSSIBLE", "model_reasoning": "Needs review: name is similar."}
+    decision |= {"model_probability": 0.6, "result": "NO_MATCH", "reasoning": None, "reason": "other person"}
+    decisions.Decisions(path).add(decision | {"reviewer": "kim", "seconds": 2.0, "blind": False})
+
+
 @pytest.mark.slow
 def test_every_command_runs_word_for_word(tmp_path):
     project = copy_of_the_repo(tmp_path)
@@ -129,6 +139,8 @@ def test_every_command_runs_word_for_word(tmp_path):
     (project / "reports").mkdir(exist_ok=True)
     few = [sys.executable, "src/synthesize.py", "--rows", "400", "--out", "reports/transfer_synthetic.jsonl"]
     subprocess.run(few, cwd=project, check=True, capture_output=True)
+    # One decision of a steward, for the commands that read them.
+    decided(project / "reviews/decisions.jsonl")
     commands = [command.replace(REAL_MODEL, "standin") for command in shown_commands() if run_here(command)]
     assert len(commands) >= 20
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET
