@@ -11,7 +11,7 @@ def equal_width_bins(shares):
 
 
 def equal_mass_bins(shares):
-    """The bin of each share when the bins hold equally many rows, as nearly as equal shares allow: those stay together."""
+    """The bin of each share when bins hold equally many rows, as nearly as equal shares, which stay together, allow."""
     import numpy as np
 
     edges = np.quantile(shares, np.arange(1, N_BINS) / N_BINS)
