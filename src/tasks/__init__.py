@@ -87,6 +87,10 @@ class Task:
     name: str
     file: TaskFile
 
+    def __getstate__(self):
+        """For another process, which derives again what is derived here; a checker of jsonschema cannot be pickled."""
+        return {"name": self.name, "file": self.file}
+
     @property
     def folder(self):
         return FOLDER / self.name
