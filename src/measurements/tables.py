@@ -275,7 +275,7 @@ def worth_table(folder):
     lines = ["| measured | Steward | beside it |", "|---|---|---|"]
     for row in (
         ranking_row(folder, "transfer", "Ranking the pairs of {n} record sets that it never trained on"),
-        ranking_row(folder, "blind", "The same on {n} sets that nobody looked into"),
+        ranking_row(folder, "blind", "The same on {n} sets that were never inspected"),
         adaptation_row(read_json(folder / "adaptation.json")),
         sentences_row(folder),
         gpu_row(folder / "h200"),
