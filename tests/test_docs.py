@@ -68,6 +68,7 @@ def test_every_hook_of_a_task_is_described():
     text = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
     hooks = {hook for source in sources for hook in re.findall(r'hook\("(\w+)", "(\w+)"', source)}
+    hooks |= {part for source in sources for part in re.findall(r'task_part\(task, "(\w+)", "(\w+)"', source)}
     hooks |= {("service", hook) for source in sources for hook in re.findall(r'self\._own\("(\w+)"', source)}
     assert len(hooks) >= 18
     assert [f"{module}.{name}" for module, name in sorted(hooks) if f"`{name}" not in text] == []
