@@ -215,15 +215,15 @@ CONFIG_CASES = [
     config_case("batch_size_fractional", "batch_size: 4", "batch_size: 4.5", "train.batch_size", "4.5", "whole number"),
     config_case("bf16_is_text", "bf16: true", 'bf16: "true"', "train.bf16", "'true'", "true or false"),
     config_case("bad_literal", "method: qlora", "method: qloar", "peft.method", "'qloar'", "did you mean 'qlora'"),
-    config_case("yaml_syntax", "  r: 64", "  r: [64", "line", "mend the line named"),
-    config_case("yaml_too_deep", "  r: 64", "  r: " + "[" * 5_000, "recursion", "mend the line named"),
+    config_case("yaml_syntax", "  r: 64", "  r: [64", "line", "fix the line named"),
+    config_case("yaml_too_deep", "  r: 64", "  r: " + "[" * 5_000, "recursion", "fix the line named"),
     config_case(
         "key_twice_in_yaml",
         "  epochs: 3",
         "  epochs: 3\n  epochs: 4",
         "'epochs' is given twice",
         "line 15",
-        "mend the line named",
+        "fix the line named",
     ),
     config_case("unknown_section", "gen:", "chat2:", "chat2", "did you mean 'chat'"),
     Case(
