@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from common import shown_path
 from report.charts import shown_value
 from report.latency import not_run, short, source
-from report.page import BASELINE
+from report.models import BASELINE, METRICS
+from scoring.kpis import comparison_columns
 from tasks import DEFAULT
 
-METRICS = "_metrics.json"
 # Column of the comparison -> what it shows of a level, and the concurrency of that level.
 LATENCY_COLUMNS = {
     "p50 (ms)": ("p50_ms", 1),
@@ -34,7 +34,7 @@ class Cell:
 
 def row_cells(model, runs, reports, task):
     """The KPI cells of one row, then its latency cells."""
-    kpis = [kpi_cell(model, name, reports, task) for name in task.columns.values()]
+    kpis = [kpi_cell(model, name, reports, task) for name in comparison_columns(task).values()]
     return kpis + [latency_cell(model, runs, task, column) for column in LATENCY_COLUMNS]
 
 

@@ -26,46 +26,49 @@ MARKS = (
 MOST_TICKS_ACROSS = 8
 MOST_TICKS_UP = 12
 NO_PROBABILITIES = '<p class="none">Not available: these predictions carry no probabilities.</p>'
-SLICE_KPIS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+SLICE_TITLES = {"macro_f1": "macro-F1"}
 
 
 def of_one(title, metrics):
-    """The four figures of one model."""
-    bins = metrics["calibration"]
-    points = metrics["risk_coverage"]
-    bin_rows = [
+    """The figures of one model: those of its verdicts where its task has one, and its slices where it has any."""
+    slices = metrics["slices"]
+    by_slice = [figure("Slices", slice_bars(slices), "Whiskers are 95 % intervals.")] if slices else []
+    if "confusion" not in metrics:
+        return figures(*by_slice) if by_slice else ""
+    matrix = confusion_table(metrics["confusion"])
+    below = "Below the curve: the number of cases in each bin of confidence."
+    least_sure = "How many verdicts are wrong if a person takes the least sure cases."
+    return figures(
+        figure("Confusion matrix", matrix, "Rows are gold verdicts; right ones are outlined."),
+        *by_slice,
+        figure("Calibration", calibration_of_one(title, metrics["calibration"]) or NO_PROBABILITIES, below),
+        figure("Risk and coverage", risk_of_one(title, metrics["risk_coverage"]) or NO_PROBABILITIES, least_sure),
+    )
+
+
+def calibration_of_one(title, bins):
+    """The curve and its numbers; empty where the predictions carry no probabilities."""
+    if not bins:
+        return ""
+    rows = [
         (f"{b['from']:.1f} to {b['to']:.1f}", b["n"], f"{b['confidence']:.3f}", f"{b['accuracy']:.3f}") for b in bins
     ]
-    point_rows = [(share(point["coverage"]), share(point["risk"])) for point in points]
-    curve = (
-        calibration([(title, bins)])
-        + numbers("Numbers", ("confidence", "n", "mean confidence", "share right"), bin_rows)
-        if bins
-        else ""
+    return calibration([(title, bins)]) + numbers(
+        "Numbers", ("confidence", "n", "mean confidence", "share right"), rows
     )
-    risk = risk_coverage([(title, points)]) + numbers("Numbers", ("decided", "wrong"), point_rows) if points else ""
-    return figures(
-        figure(
-            "Confusion matrix",
-            confusion_table(metrics["confusion"]),
-            "Rows are gold verdicts; right ones are outlined.",
-        ),
-        figure("Slices", slice_bars(metrics["slices"]), "Whiskers are 95 % intervals."),
-        figure(
-            "Calibration", curve or NO_PROBABILITIES, "Below the curve: the number of cases in each bin of confidence."
-        ),
-        figure(
-            "Risk and coverage",
-            risk or NO_PROBABILITIES,
-            "How many verdicts are wrong if a person takes the least sure cases.",
-        ),
-    )
+
+
+def risk_of_one(title, points):
+    if not points:
+        return ""
+    rows = [(share(point["coverage"]), share(point["risk"])) for point in points]
+    return risk_coverage([(title, points)]) + numbers("Numbers", ("decided", "wrong"), rows)
 
 
 def of_all(models):
     """Calibration and risk of all models over one another, where there are at least two to compare."""
-    calibrated = [(title, metrics["calibration"]) for title, metrics in models if metrics["calibration"]]
-    covered = [(title, metrics["risk_coverage"]) for title, metrics in models if metrics["risk_coverage"]]
+    calibrated = [(title, metrics["calibration"]) for title, metrics in models if metrics.get("calibration")]
+    covered = [(title, metrics["risk_coverage"]) for title, metrics in models if metrics.get("risk_coverage")]
     if min(len(calibrated), len(covered)) < 2:
         return ""
     both = figures(figure("Calibration", calibration(calibrated)), figure("Risk and coverage", risk_coverage(covered)))
@@ -170,7 +173,8 @@ def marked_line(index, name, unit, points, across, up):
     for x, y in points:
         words = f"{name}: {shown_number(y)} {unit} at concurrency {x:,}"
         left, top = log_place(x, y, across, up)
-        body += f'<path class="dot s{style}" d="{mark}" transform="translate({left} {top})"><title>{escape(words)}</title></path>'
+        body += f'<path class="dot s{style}" d="{mark}" transform="translate({left} {top})">'
+        body += f"<title>{escape(words)}</title></path>"
     return body
 
 
@@ -228,34 +232,43 @@ def at(points, coverage):
 
 
 def slice_bars(slices):
-    """Accuracy and macro-F1 of every slice, as bars with 95 % whiskers."""
+    """The KPIs of every slice, as bars with 95 % whiskers."""
     body = ""
     y = 14
-    said = []
+    titles = []
+    described = []
     for dimension, values in slices.items():
         for value, kpis in values.items():
             name = f"{dimension}: {value}"
+            n = max(kpi["n"] for kpi in kpis.values())
+            titles = [slice_title(key) for key in kpis]
             body += f'<text class="slice" x="0" y="{y}"><title>{escape(name)}</title>{escape(clipped(name))}</text>'
-            body += f'<text class="tick" x="{WIDTH}" y="{y}" text-anchor="end">n = {kpis["accuracy"]["n"]:,}</text>'
-            for index, (key, title) in enumerate(SLICE_KPIS.items()):
-                body += slice_bar(kpis[key], f"{name}, {title}", index, y + 6 + 15 * index)
-                said.append(f"{name}, {title} {spoken(kpis[key])}")
+            body += f'<text class="tick" x="{WIDTH}" y="{y}" text-anchor="end">n = {n:,}</text>'
+            for index, (key, kpi) in enumerate(kpis.items()):
+                title = f"{name}, {titles[index]}"
+                body += slice_bar(key, kpi, title, index, y + 6 + 15 * index)
+                described.append(f"{title} {spoken(key, kpi)}")
             y += 54
         y += 6
-    return svg(y, "Results by slice. " + "; ".join(said), body) + legend(list(SLICE_KPIS.values()), "box")
+    return svg(y, "Results by slice. " + "; ".join(described), body) + legend(titles, "box")
 
 
-def slice_bar(kpi, name, index, y):
+def slice_title(kpi_name):
+    return SLICE_TITLES.get(kpi_name) or kpi_name.removesuffix("_pct").replace("_", " ")
+
+
+def slice_bar(kpi_name, kpi, title, index, y):
     scale = WIDTH - 48
     track = f'<rect class="track" x="0" y="{y}" width="{scale}" height="11" rx="2"/>'
     if kpi["value"] is None:
         return track + f'<text class="tick" x="{WIDTH}" y="{y + 9}" text-anchor="end">no value</text>'
-    low, high = (scale * bound for bound in kpi["ci95"])
+    whole = 100 if kpi_name.endswith("_pct") else 1
+    low, high = (scale * bound / whole for bound in kpi["ci95"])
     return (
-        f"<g><title>{escape(name)}: {escape(spoken(kpi))}</title>{track}"
-        f'<rect class="fill s{index}" x="0" y="{y}" width="{scale * kpi["value"]:.1f}" height="11" rx="2"/>'
+        f"<g><title>{escape(title)}: {escape(spoken(kpi_name, kpi))}</title>{track}"
+        f'<rect class="fill s{index}" x="0" y="{y}" width="{scale * kpi["value"] / whole:.1f}" height="11" rx="2"/>'
         f'<path class="whisker" d="M{low:.1f} {y + 5.5}H{high:.1f}M{low:.1f} {y + 2}v7M{high:.1f} {y + 2}v7"/>'
-        f'<text class="tick" x="{WIDTH}" y="{y + 9}" text-anchor="end">{kpi["value"]:.3f}</text></g>'
+        f'<text class="tick" x="{WIDTH}" y="{y + 9}" text-anchor="end">{shown_value(kpi_name, kpi["value"])}</text></g>'
     )
 
 
@@ -339,7 +352,8 @@ def lines(series, top, marks=True):
         body += f'<polyline class="line s{style}" points="{path}"/>'
         for x, y, note in points:
             words = f"{title}: {share(x)}, {share(y)}" + (f" ({note})" if note else "")
-            body += f'<circle class="{kind} s{style}" cx="{x_at(x)}" cy="{y_at(y, top)}" r="4"><title>{escape(words)}</title></circle>'
+            body += f'<circle class="{kind} s{style}" cx="{x_at(x)}" cy="{y_at(y, top)}" r="4">'
+            body += f"<title>{escape(words)}</title></circle>"
     return body
 
 
@@ -351,8 +365,11 @@ def count_strip(bins):
         height = round((STRIP_H - 20) * b["n"] / most, 1)
         x = x_at(b["from"])
         y = FLOOR + STRIP_H - height
-        body += f'<rect class="count" x="{x + 2}" y="{y}" width="{PLOT_W * (b["to"] - b["from"]) - 4:.1f}" height="{height}"/>'
-        body += f'<text class="count-n" x="{x + PLOT_W * (b["to"] - b["from"]) / 2:.1f}" y="{y - 3}" text-anchor="middle">{compact(b["n"])}</text>'
+        width = PLOT_W * (b["to"] - b["from"])
+        body += f'<rect class="count" x="{x + 2}" y="{y}" width="{width - 4:.1f}" height="{height}"/>'
+        body += (
+            f'<text class="count-n" x="{x + width / 2:.1f}" y="{y - 3}" text-anchor="middle">{compact(b["n"])}</text>'
+        )
     return body
 
 
@@ -386,7 +403,11 @@ def y_at(value, top):
 
 
 def shown_value(kpi_name, value):
-    return f"{value:.1f}" if kpi_name.endswith("_pct") else f"{value:.3f}"
+    return f"{value:.{digits(kpi_name)}f}"
+
+
+def digits(kpi_name):
+    return 1 if kpi_name.endswith("_pct") else 3
 
 
 def shown_number(value):
@@ -410,7 +431,8 @@ def clipped(text, most=44):
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def spoken(kpi):
+def spoken(kpi_name, kpi):
     if kpi["value"] is None:
         return "has no value"
-    return f"{kpi['value']:.3f} (95 %: {kpi['ci95'][0]:.3f} to {kpi['ci95'][1]:.3f}, n = {kpi['n']:,})"
+    value, low, high = (shown_value(kpi_name, each) for each in (kpi["value"], *kpi["ci95"]))
+    return f"{value} (95 %: {low} to {high}, n = {kpi['n']:,})"

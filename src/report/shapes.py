@@ -4,9 +4,26 @@ import jsonschema
 
 from common import UserError, read_json
 
-LEVEL_NUMBERS = """p50_ms p95_ms p99_ms first_token_p50_ms first_token_p95_ms req_per_s output_tok_per_s prompt_tok_per_s prompt_tokens_mean
-    output_tokens_mean json_valid_raw_pct json_valid_pct closed_at_budget_pct mask_overruled_pct floor_p50_ms p50_of_floor floor_req_per_s
-    req_per_s_of_floor_pct""".split()
+LEVEL_NUMBERS = (
+    "p50_ms",
+    "p95_ms",
+    "p99_ms",
+    "first_token_p50_ms",
+    "first_token_p95_ms",
+    "req_per_s",
+    "output_tok_per_s",
+    "prompt_tok_per_s",
+    "prompt_tokens_mean",
+    "output_tokens_mean",
+    "json_valid_raw_pct",
+    "json_valid_pct",
+    "closed_at_budget_pct",
+    "mask_overruled_pct",
+    "floor_p50_ms",
+    "p50_of_floor",
+    "floor_req_per_s",
+    "req_per_s_of_floor_pct",
+)
 
 
 def checked(path, shape, task, again):
@@ -63,6 +80,7 @@ TYPES = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine_many(
 )
 Shape = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_checker=TYPES)
 
+WORD = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 TEXT, SIZE, FACTS = ({"type": [kind, "null"]} for kind in ("string", "number", "object"))
@@ -89,37 +107,60 @@ BIN = holds(
     confidence=SHARE,
     accuracy=SHARE,
 )
-METRICS_SHAPE = Shape(
-    holds(
+
+
+def metrics_shape(task):
+    """Of a metrics file what the report draws; the tables of verdicts where the task has them."""
+    shape = holds(
         "model",
         "kpis",
         "data",
-        "confusion",
-        "calibration",
-        "risk_coverage",
         "slices",
         "predictions",
-        model={"type": "string"},
-        predictions={"type": "string"},
+        model=WORD,
+        predictions=WORD,
+        predictions_sha256=WORD,
         title=TEXT,
         checkpoint=TEXT,
         precision=TEXT,
-        kind={"type": "string"},
-        task={"type": "string"},
+        kind=WORD,
+        task=WORD,
         data=holds(sha256=TEXT, rows=SIZE),
         training=MEMORY,
         predicted=MEMORY,
         versions=FACTS,
         hardware=FACTS,
         kpis=every(KPI, "object"),
-        confusion=holds("labels", "said", "counts", said=every({"type": "string"})),
+        slices=every(every(every(KPI, "object") | {"minProperties": 1}, "object"), "object"),
+    )
+    return Shape({"allOf": [shape, verdict_tables(task)]} if task.verdict else shape)
+
+
+def verdict_tables(task):
+    labels = list(task.verdict.labels)
+    counts = every(every(COUNT) | length(len(labels) + 1)) | length(len(labels))
+    return holds(
+        "confusion",
+        "calibration",
+        "risk_coverage",
+        confusion=holds(
+            "labels",
+            "said",
+            "counts",
+            labels={"const": labels},
+            said=every(WORD) | length(len(labels) + 1),
+            counts=counts,
+        ),
         calibration=every(BIN),
         risk_coverage=every(holds("coverage", "risk", coverage=SHARE, risk=SHARE)),
-        slices=every(every(holds("accuracy", "macro_f1", accuracy=KPI, macro_f1=KPI), "object"), "object"),
+        slices=every(every(holds("accuracy", "macro_f1"), "object"), "object"),
     )
-)
 
-WORD = {"type": "string"}
+
+def length(n):
+    return {"minItems": n, "maxItems": n}
+
+
 MEASURED = SIZE | {"minimum": 0}
 # A closed loop is driven by its concurrency, an open one by its rate; what nobody measured is null.
 LEVEL = holds(

@@ -9,7 +9,7 @@ import pytest
 
 import make_report
 from common import UserError
-from report import page as report_page
+from report import wrong_answers
 from support.reporting import COLUMNS, HOSTILE, Bench, Elements, damaged, places, scored
 
 
@@ -181,11 +181,13 @@ def test_hostile_titles_stay_text(bench):
 
 
 def test_differences_are_marked_letter_by_letter():
-    fields = report_page.marked({"field": "city", "left": "Springfield", "right": "Sprinfield", "relation": "similar"})
+    fields = wrong_answers.marked(
+        {"field": "city", "left": "Springfield", "right": "Sprinfield", "relation": "similar"}
+    )
     assert (fields["left"], fields["right"]) == (["Sprin", "g", "field"], ["Sprinfield"])
-    whole = report_page.marked({"field": "city", "left": "Dover", "right": "Salem", "relation": "different"})
+    whole = wrong_answers.marked({"field": "city", "left": "Dover", "right": "Salem", "relation": "different"})
     assert (whole["left"], whole["right"]) == (["", "Dover"], ["", "Salem"])
-    same = report_page.marked({"field": "phone", "left": "+1 2", "right": "12", "relation": "same"})
+    same = wrong_answers.marked({"field": "phone", "left": "+1 2", "right": "12", "relation": "same"})
     assert (same["left"], same["right"]) == (["+1 2"], ["12"])
 
 
@@ -287,6 +289,7 @@ TOP_KEYS = [
     "precision",
     "data",
     "predictions",
+    "predictions_sha256",
     "kpis",
     "confusion",
     "calibration",
@@ -328,7 +331,7 @@ def test_predictions_that_are_missing_broken_or_not_the_scored_ones_are_refused(
     predictions = bench.reports / "phi4mini_predictions.jsonl"
     lines = predictions.read_text().splitlines(keepends=True)
     for text, says in (
-        ("".join(lines[1:]), "not the ones"),
+        ("".join(lines[1:]), "not the ones that .*phi4mini_metrics.json scored"),
         ("{}\n", "predictions.jsonl:1: not a prediction"),
         ("{", ":1: not a JSON line"),
     ):

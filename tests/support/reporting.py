@@ -7,6 +7,7 @@ import sys
 from html.parser import HTMLParser
 
 import make_report
+from common import sha256_file
 from scoring import kpis
 from tasks import load_task
 from tasks.crm import synthetic
@@ -80,7 +81,8 @@ class Bench:
 
     def put(self, name, measured, kind="language model", sha256="a" * 64, synthetic=False, **more):
         rows, metrics = copy.deepcopy(measured)
-        (self.reports / f"{name}_predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        predictions = self.reports / f"{name}_predictions.jsonl"
+        predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
         facts = {
             "model": name,
             "title": f"Title {name}",
@@ -89,15 +91,15 @@ class Bench:
             "precision": "bfloat16",
             "data": {"path": "data/test.jsonl", "sha256": sha256, "rows": len(rows), "synthetic": synthetic},
             "predictions": f"elsewhere/{name}_predictions.jsonl",
+            "predictions_sha256": sha256_file(predictions),
             **metrics,
             **more,
         }
         (self.reports / f"{name}_metrics.json").write_text(json.dumps(facts))
 
-    def make(self):
-        self.monkeypatch.setattr(
-            sys, "argv", ["src/make_report.py", "--reports", str(self.reports), "--configs", str(self.configs)]
-        )
+    def make(self, task="crm"):
+        words = ["--reports", str(self.reports), "--configs", str(self.configs), "--task", task]
+        self.monkeypatch.setattr(sys, "argv", ["src/make_report.py", *words])
         make_report.main()
 
     def text(self, name):

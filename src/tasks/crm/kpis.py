@@ -4,6 +4,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from tasks.crm.data import RECORDS
 from tasks.crm.fields import KINDS, evidence, normal, relation, similarity
 
 # The relations of a field's two values for which a statement is true; `near` values may be called either.
@@ -251,6 +252,9 @@ def slices(case):
 
 def _latin(letter):
     return letter.isascii() or "LATIN" in unicodedata.name(letter, "")
+
+
+SIDES = RECORDS
 
 
 def compare(case):
