@@ -87,7 +87,7 @@ def load_config(path, overrides=(), overlay=None):
     values = read_yaml(path)
     lay_over(values, overlay or {})
     for text in overrides:
-        _override(values, text)
+        override(values, text)
     where = shown_path(path) + (" under the task's overlay" if overlay else "")
     return build(Config, values, f"{where} with --set {' '.join(overrides)}" if overrides else where)
 
@@ -143,7 +143,8 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def _override(values, text):
+def override(values, text):
+    """Put one `section.key=value` into a mapping of settings."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set {text}: write it as section.key=value, for example --set train.lr=1e-4")

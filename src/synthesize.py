@@ -27,7 +27,7 @@ def parse_args():
     parser.add_argument(
         "--reference",
         metavar="FOLDER",
-        help="folder with lists of more names, anywhere in it; the task's pools.py names the files",
+        help="folder with lists of more names, anywhere in it; the task's synthetic.py names the files",
     )
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     return parser.parse_args()

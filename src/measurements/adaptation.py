@@ -1,7 +1,7 @@
 """What a model gains from 1,000 labelled pairs of one's own, beside gradient boosting fitted on the same rows.
 
     python src/measure.py adaptation --model_path models/steward-mini --folds data/folds --out reports/adaptation.json
-    python src/measure.py adaptation --table reports/adaptation*.json --into README.md
+    python src/measure.py adaptation --table reports/adaptation*.json --into docs/results.md
 
 --folds holds <set>.1.jsonl to draw the pairs from and <set>.2.jsonl to score, made by src/import_rows.py --fold 1/2 and
 2/2: no entity is in both. Each set is prompts, training and merge as `make train-steward_mini` runs them, and nothing
@@ -19,11 +19,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from time import perf_counter
 
-from common import ROOT, UserError, WorkFailed, existing_file, read_json, shown_path, written_whole
+from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, read_json, shown_path, written_whole
 from manifest import Clock, write_manifest
-from measurements.transfer import cell, cell_line, is_match, measured, model_facts, read_set, show_table, spread
+from measurements import verdict_task
+from measurements._match_metrics import cell, cell_line, measured
+from measurements._record_sets import engine_words, is_match, model_facts, read_set, verdict_probabilities
+from measurements._transfer_table import show_table, spread
 from report import marked_text
 from report.marked_text import md, md_table
+from resolution.near_duplicates import find
+from tasks import DEFAULT
 
 TITLES = {"before": "model as it was", "after": "model, adapted", "boosting": "boosting"}
 TRAIN_SHARE = 0.8
@@ -32,6 +37,17 @@ LEAST_MATCHES = 200  # in the first fold; a fifth of them validates, and fewer t
 FRONTIER = 0.9
 COLUMNS = ("f1", "best_f1", "average_precision", "ece_mass")
 MARK = "adaptation"
+# Of the training's facts those that the report keeps.
+KEPT_FACTS = (
+    "rows",
+    "steps",
+    "epochs",
+    "best_step",
+    "best_val_macro_f1",
+    "val_macro_f1_by_step",
+    "tokens_per_s",
+    "left_out",
+)
 
 
 def main():
@@ -39,13 +55,10 @@ def main():
     if args.table:
         show_table(adaptation_table(args.table), args.into, MARK)
         return
-    from common import quiet_libraries
-    from tasks import load_task
-
     quiet_libraries()
     clock = Clock()
-    task = load_task()
-    model = model_facts(args)
+    task = verdict_task(args.task)
+    model = model_facts(args, task)
     folds = find_folds(args)
     found = {name: measure(name, pair, args, task) for name, pair in folds.items()}
     write_manifest(
@@ -69,6 +82,32 @@ def main():
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", help="folder of the model to adapt")
+    add_row_options(parser)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=ROOT / "configs" / "steward_mini.yaml",
+        help="the model's YAML (default configs/steward_mini.yaml)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings of the YAML, as src/sft_train.py does",
+    )
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+    parser.add_argument("--table", nargs="+", type=Path, help="measure nothing; draw the table of these reports")
+    parser.add_argument(
+        "--into", type=Path, help=f"file whose part between the comments {MARK}:begin and {MARK}:end becomes the table"
+    )
+    args = parser.parse_args()
+    args.backend = "hf"
+    args.batch_size = None
+    return checked_args(args)
+
+
+def add_row_options(parser):
     parser.add_argument("--folds", type=Path, help="folder with <set>.1.jsonl and <set>.2.jsonl")
     parser.add_argument(
         "--out",
@@ -89,27 +128,6 @@ def parse_args():
     parser.add_argument(
         "--seed", type=int, default=1, help="another seed draws other pairs and trains in another order (default 1)"
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=ROOT / "configs" / "steward_mini.yaml",
-        help="the model's YAML (default configs/steward_mini.yaml)",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings of the YAML, as src/sft_train.py does",
-    )
-    parser.add_argument("--table", nargs="+", type=Path, help="measure nothing; draw the table of these reports")
-    parser.add_argument(
-        "--into", type=Path, help=f"file whose part between the comments {MARK}:begin and {MARK}:end becomes the table"
-    )
-    args = parser.parse_args()
-    args.backend = "hf"
-    args.batch_size = None
-    return checked_args(args)
 
 
 def checked_args(args):
@@ -197,9 +215,25 @@ def adapted(train, val, folder, args):
         with written_whole(folder / f"{split}.jsonl") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     load = os.getloadavg()[0]
-    prompts_s = step("build_prompts.py", "--data", folder)
-    train_s = step(
+    prompts_s = step("build_prompts.py", "--task", args.task, "--data", folder)
+    train_s = trained(folder, args)
+    merged = folder / f"{args.config.stem}-merged"
+    return merged, {
+        "seconds": round(prompts_s + train_s, 1),
+        "prompts_s": round(prompts_s, 1),
+        "train_and_merge_s": round(train_s, 1),
+        "load_before": round(load, 2),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        **training_facts(merged),
+    }
+
+
+def trained(folder, args):
+    """Seconds that training and merge took."""
+    return step(
         "sft_train.py",
+        "--task",
+        args.task,
         "--config",
         args.config.resolve(),
         "--train",
@@ -213,30 +247,18 @@ def adapted(train, val, folder, args):
         f"train.seed={args.seed}",
         *args.set,
     )
-    merged = folder / f"{args.config.stem}-merged"
+
+
+def training_facts(merged):
+    """What the merged model's manifest says of its training."""
     facts = read_json(merged / "manifest.json")
     calibration = merged / "calibration.json"
-    kept = (
-        "rows",
-        "steps",
-        "epochs",
-        "best_step",
-        "best_val_macro_f1",
-        "val_macro_f1_by_step",
-        "tokens_per_s",
-        "left_out",
-    )
-    return merged, {
-        "seconds": round(prompts_s + train_s, 1),
-        "prompts_s": round(prompts_s, 1),
-        "train_and_merge_s": round(train_s, 1),
-        "load_before": round(load, 2),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
+    return {
         "train": facts["config"]["train"],
         "peft": facts["config"]["peft"],
         "calibration": read_json(calibration) if calibration.is_file() else None,
         "versions": facts["versions"],
-        **{key: facts["training"].get(key) for key in kept},
+        **{key: facts["training"].get(key) for key in KEPT_FACTS},
     }
 
 
@@ -260,16 +282,17 @@ def model_answers(folder, rows, args, task):
     from config import load_config
     from constrained_decode import load_engine
     from measurements._transfer_baselines import from_verdicts
-    from scoring.predictions import in_order
 
-    engine = load_engine(args.backend).load(str(folder), task, load_config(args.config))
-
-    def probabilities(cases):
-        found = in_order(engine.verdicts([task.messages(case) for case in cases]), len(cases), "verdicts")
-        return [[shares[label] for label in task.verdict.labels] for shares in found]
-
-    method = f"{args.backend}: " + ", ".join(f"{key} {value}" for key, value in engine.facts.items())
-    return from_verdicts(probabilities, method, [row["input"] for row in rows], task, 0, args.seed)
+    engine = load_engine(args.backend).load(str(folder), task, load_config(args.config, overlay=task.overlay))
+    cases = [row["input"] for row in rows]
+    return from_verdicts(
+        lambda cases: verdict_probabilities(engine, task, cases),
+        engine_words(args.backend, engine),
+        cases,
+        task,
+        0,
+        args.seed,
+    )
 
 
 def boosting_answers(train, val, rows, args, task):
@@ -310,19 +333,12 @@ def draw(rows, n, seed, task):
 
 def entities_of(rows, task):
     """For each row its two entities: records that a match names are one."""
-    leader = {}
-
-    def lead(name):
-        while leader.setdefault(name, name) != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
-
     names = [[json.dumps(record, sort_keys=True) for record in row["input"].values()] for row in rows]
+    leader = {name: name for pair in names for name in pair}
     for row, (left, right) in zip(rows, names, strict=True):
         if is_match(row, task):
-            leader[lead(left)] = lead(right)
-    return [(lead(left), lead(right)) for left, right in names]
+            leader[find(leader, left)] = find(leader, right)
+    return [(find(leader, left), find(leader, right)) for left, right in names]
 
 
 def class_quotas(label_of, n):

@@ -1,7 +1,8 @@
 """How fast the model answers on a CPU, beside gradient boosting and beside a plain float32 `generate` loop, in one run.
 
-    python src/measure.py speed --model_path models/steward-mini --data data/test.jsonl --fit data/train.jsonl --out reports/speed.json
-    python src/measure.py speed --table reports/speed.json --into README.md
+    python src/measure.py speed --model_path models/steward-mini --data data/test.jsonl --fit data/train.jsonl \\
+        --out reports/speed.json
+    python src/measure.py speed --table reports/speed.json --into docs/results.md
 
 Every repeat has rows of its own, which all contenders answer in turn, each from records to text or verdict: the engine
 guesses from earlier answers, and must not have seen these. A ratio is taken within a repeat, where all contenders met
@@ -17,9 +18,11 @@ from time import perf_counter
 
 from common import UserError, existing_file, quiet_libraries, read_json, sha256_file, shown_path
 from manifest import Clock, write_manifest
-from measurements.transfer import model_facts
+from measurements import verdict_task
+from measurements._record_sets import model_facts
 from report import marked_text
 from report.marked_text import md, md_table
+from tasks import DEFAULT
 
 TITLES = {
     "plain_one": "Plain float32 `generate`, one pair at a time",
@@ -54,6 +57,25 @@ def parse_args():
     parser.add_argument(
         "--config", help="the model's YAML, where its folder has no manifest.json that holds its settings"
     )
+    add_row_options(parser)
+    parser.add_argument("--batch_size", type=int, help="pairs at once in the engine (default: its own)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        help="PyTorch's threads (default: one a core)",
+    )
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+    parser.add_argument("--table", type=Path, help="measure nothing; draw the table of this report")
+    parser.add_argument(
+        "--into", type=Path, help="file whose part between the comments speed:begin and speed:end becomes the table"
+    )
+    args = parser.parse_args()
+    args.backend = "hf"
+    return checked_args(args)
+
+
+def add_row_options(parser):
     parser.add_argument("--data", type=Path, help="labelled rows; the first ones are answered")
     parser.add_argument(
         "--fit", type=Path, help="rows that boosting is fitted on (default: those of --data that are not answered)"
@@ -65,18 +87,9 @@ def parse_args():
         "--rows", type=int, default=200, help="rows to answer, shared out among the repeats (default 200)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="repeats (default 5)")
-    parser.add_argument("--batch_size", type=int, help="pairs at once in the engine (default: its own)")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        help="PyTorch's threads (default: one a core)",
-    )
-    parser.add_argument("--table", type=Path, help="measure nothing; draw the table of this report")
-    parser.add_argument(
-        "--into", type=Path, help="file whose part between the comments speed:begin and speed:end becomes the table"
-    )
-    args = parser.parse_args()
+
+
+def checked_args(args):
     if not args.table and not (args.model_path and args.data):
         raise UserError("give --model_path and --data to measure, or --table with a report to draw")
     for option in ("rows", "repeats", "threads", "batch_size"):
@@ -86,16 +99,13 @@ def parse_args():
         raise UserError(f"--rows {args.rows}: every one of the {args.repeats} repeats needs rows of its own")
     if args.into:
         marked_text.around(args.into, MARK)
-    args.backend = "hf"
     return args
 
 
 def measure(args):
     """Time every contender on every repeat's rows and write the report."""
-    from tasks import load_task
-
     clock = Clock()
-    task = load_task()
+    task = verdict_task(args.task)
     warm_up, slices, fit_rows = shared_out(args, task)
     # A CPU's speed is asked for, also where a GPU is at hand.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -104,29 +114,14 @@ def measure(args):
 
     torch.set_num_threads(args.threads)
     contenders = Contenders(args, task, fit_rows)
-    calls = contenders.calls
-    seconds = {name: [] for name in contenders.calls}
-    for call in calls.values():
+    for call in contenders.calls.values():
         call(warm_up)
-    said = {name: [] for name in calls}
-    for number, cases in enumerate(slices):
-        # Nobody is always the one whose caches the one before it has emptied.
-        names = list(calls)[number % len(calls) :] + list(calls)[: number % len(calls)]
-        for name in names:
-            start = perf_counter()
-            answers = calls[name](cases)
-            seconds[name].append((perf_counter() - start) / len(cases))
-            said[name] += answers
-        print(f"repeat {number + 1} of {len(slices)}: {len(cases):,} pairs", flush=True)
-    n_same = {
-        name: sum(a == b for a, b in zip(said[name], said["plain_one"], strict=True))
-        for name in ("plain_batched", "answer_one", "answer_batched")
-    }
+    seconds, answers = timed(contenders.calls, slices)
     write_manifest(
         args.out,
         clock,
         task=task.name,
-        model=model_facts(args),
+        model=model_facts(args, task),
         engine=contenders.engines["batched"].facts,
         threads=args.threads,
         boosting={"method": contenders.boosting.method, "rows": len(fit_rows), "threads": 1},
@@ -136,9 +131,33 @@ def measure(args):
         repeats=len(slices),
         seconds_per_pair=seconds,
         ratios=ratios(seconds),
-        same_text_as_plain_one=n_same,
+        same_text_as_plain_one=same_texts(answers),
     )
     print(f"all numbers in {args.out}")
+
+
+def timed(calls, slices):
+    """(seconds a pair of each repeat, all answers) by contender."""
+    seconds = {name: [] for name in calls}
+    answers = {name: [] for name in calls}
+    for number, cases in enumerate(slices):
+        # Nobody is always the one whose caches the one before it has emptied.
+        first = number % len(calls)
+        for name in [*list(calls)[first:], *list(calls)[:first]]:
+            start = perf_counter()
+            found = calls[name](cases)
+            seconds[name].append((perf_counter() - start) / len(cases))
+            answers[name] += found
+        print(f"repeat {number + 1} of {len(slices)}: {len(cases):,} pairs", flush=True)
+    return seconds, answers
+
+
+def same_texts(answers):
+    """Of the contenders that write texts: how many are the very text of the plain loop."""
+    return {
+        name: sum(a == b for a, b in zip(answers[name], answers["plain_one"], strict=True))
+        for name in ("plain_batched", "answer_one", "answer_batched")
+    }
 
 
 def shared_out(args, task):
@@ -172,7 +191,7 @@ class Contenders:
         from language_model import model_folder
         from scoring.baselines import fit_boosting
 
-        config = model_folder.model_config(args)
+        config = model_folder.model_config(args, task)
         # Sampled texts could not be compared.
         config = dataclasses.replace(config, gen=dataclasses.replace(config.gen, temperature=0.0))
         # One engine each: an engine that has written the answers before guesses them all.
@@ -274,7 +293,8 @@ def speed_table(path):
             [title, *(shown(report["ratios"][name][key]) for key in ("speed_of_plain_loop", "times_of_boosting"))]
             for name, title in names.items()
         ]
-        return f"{md_table(['', 'times as fast as the plain loop', 'times the time of boosting'], rows, n_text=1)}\n\n{notes(report)}"
+        head = ["", "times as fast as the plain loop", "times the time of boosting"]
+        return f"{md_table(head, rows, n_text=1)}\n\n{notes(report)}"
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a report of src/measure.py speed ({type(error).__name__}: {error}); make it again"

@@ -13,8 +13,7 @@ from tasks import load_task
 BLOCK = 1_024  # pairs made at once by one worker
 NONE, PROMPT, VERDICT, TEXT = range(4)  # what a token's successor is; each has its weight in the loss
 # The attention kernel starts a thread block for every row that could be there and every stretch that a row could have:
-# with room for
-# 4,096 rows of 4,096 tokens these empty blocks took twice the time of the work itself.
+# with room for 4,096 rows of 4,096 tokens these empty blocks took twice the time of the work itself.
 LONGEST = vocabulary.CONTEXT  # tokens; the rare longer row is left out
 FEWEST = 96  # tokens a row at least on average; bounds the number of rows in a step
 
@@ -51,11 +50,10 @@ class Encoder:
         self.synthetic = self.task.module("synthetic")
 
     def prompt(self, case):
-        data = self.task.module("data")
         if self.source.canonical:
-            case = data.canonical(case)
+            case = self.task.canonical(case)
         elif zlib.crc32(repr(case).encode()) % 2:  # the generator's second record is the dirtier one
-            case = data.swap(case)
+            case = self.task.hook("data", "swap")(case)
         return f"{self.before}{to_json(case)}{self.after}"
 
     def block(self, start, n):
@@ -132,7 +130,7 @@ def steps(source, n_pairs, n_tokens, n_workers):
 
 
 def packed(pack, n_tokens):
-    """One step's arrays; what is left over is padding without loss, in rows that are no longer than any other may be."""
+    """One step's arrays; what is left over is padding without loss, in rows no longer than any other may be."""
     import numpy as np
 
     lengths = [len(ids) for ids, _ in pack]

@@ -11,6 +11,7 @@ END = "<|end|>"
 ROLES = ("system", "user", "assistant")
 VOCABULARY = 2_048
 CONTEXT = 1_024  # tokens that the model will read
+MOST_ROWS = 30_000  # that the tokenizer is fitted to
 # Words, single digits, runs of punctuation, white space; a word starts the same token wherever it stands.
 PIECES = r"\p{L}[\p{L}\p{M}]*|\p{N}|[^\s\p{L}\p{N}]+|\s+"
 TEMPLATE = (
@@ -18,6 +19,16 @@ TEMPLATE = (
     "{%- if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+def fitted(plan, task, out):
+    """The tokenizer fitted to prompts and answers of the plan's rows, kept in the folder."""
+    synthetic = task.module("synthetic")
+    rows = synthetic.rows(min(MOST_ROWS, plan.pairs), plan.seed, recipe=synthetic.Recipe(**plan.recipe))
+    texts = (text for row in rows for text in (to_json(task.canonical(row["input"])), task.completion(row["output"])))
+    tokenizer = train(texts, task)
+    tokenizer.save_pretrained(out)
+    return tokenizer
 
 
 def train(texts, task):
@@ -58,12 +69,9 @@ def train(texts, task):
 
 
 def fixed_texts(task):
-    """The instruction, the answer's parts before and after the verdict, the verdicts, and how each verdict's sentence
-    opens.
-    """
+    """The instruction, the answer's parts around the verdict, the verdicts, and what the task's answers often say."""
     opening, rest = skeleton(task)
-    openings = getattr(task.module("reasons"), "OPENINGS", {})
-    return [task.system_text, opening, rest, *task.verdict.labels, *(f"{text}: " for text in openings.values())]
+    return [task.system_text, opening, rest, *task.verdict.labels, *task.hook("synthetic", "FIXED_TEXTS", ())]
 
 
 def skeleton(task):

@@ -18,7 +18,8 @@ def make(task_name, n_rows, seed, out, pool="train", reference=None):
     """Write n_rows pairs; the same task, pool, lists, seed and row number always give the same pair, on any number of
     cores.
     """
-    recipe = checked_recipe(load_task(task_name), pool, reference)
+    task = load_task(task_name)
+    recipe = checked_recipe(task, pool, reference)
     clock = Clock()
     start = time.perf_counter()
     blocks = [(task_name, min(BLOCK, n_rows - at), seed, at, recipe) for at in range(0, n_rows, BLOCK)]
@@ -47,7 +48,7 @@ def make(task_name, n_rows, seed, out, pool="train", reference=None):
         seed=seed,
         pool=pool,
         reference=reference and shown_path(reference),
-        lists=list_hashes(load_task(task_name), reference),
+        lists=list_hashes(task, reference),
         pairs_per_s=round(rate),
         workers=n_workers,
         sha256=sha256_file(out),
@@ -57,18 +58,23 @@ def make(task_name, n_rows, seed, out, pool="train", reference=None):
 def checked_recipe(task, pool, reference):
     """What the rows are drawn from, after one trial row: what is wrong with it is said before any process starts."""
     synthetic = task.module("synthetic")
+    if synthetic is None:
+        raise UserError(
+            f"--task {task.name} has no generator (src/tasks/{task.name}/synthetic.py); its rows come from elsewhere"
+        )
     recipe = synthetic.Recipe(pool=pool, reference=str(reference) if reference else None)
     next(iter(synthetic.rows(1, 1, 0, recipe)))
     if reference and not found_lists(task, reference):
         raise UserError(
             f"--reference {reference}: none of the lists that are looked for is in it or below it: "
-            f"{', '.join(reference_lists(task))}"
+            f"{', '.join(reference_lists(task)) or 'the task reads none'}"
         )
     return recipe
 
 
 def reference_lists(task):
-    return list(task.module("pools").REFERENCE_LISTS.values())
+    """The names of the files that a task's generator looks for in a folder of reference lists."""
+    return task.hook("synthetic", "REFERENCE_LISTS", ())
 
 
 def found_lists(task, folder):

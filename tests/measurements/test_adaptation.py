@@ -1,18 +1,13 @@
-"""Adaptation: no record in two parts, the weight counts the verdict and nothing else, and the table holds nothing that
-no report holds.
-"""
+"""Adaptation: no record in two parts, and the table holds nothing that no report holds."""
 
 import json
 import random
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from common import UserError, write_json
-from language_model.chat_template import IGNORED
-from measurements import adaptation as evaluate_adaptation
+from measurements import adaptation
 from measurements.adaptation import adaptation_table, draw, entities_of, grown_region, records_of
 from support.pipeline import exit_code
 from tasks import load_task
@@ -48,7 +43,7 @@ def write(path, rows):
 
 
 def call(*words):
-    return exit_code(evaluate_adaptation, *words)
+    return exit_code(adaptation, *words)
 
 
 # Drawing
@@ -82,35 +77,6 @@ def test_a_region_that_cannot_be_filled_takes_all_and_ends():
     }
 
 
-# The verdict's weight
-
-LABELS = torch.tensor([[IGNORED, IGNORED, 5, 6, 7, 8], [IGNORED, 5, 6, IGNORED, 5, 6]])
-
-
-def test_the_weight_is_the_verdicts_alone_also_in_packed_rows():
-    from training.trainer import token_weights
-
-    weights = token_weights(LABELS, 1, 3.0)
-    assert torch.equal(weights / weights[0, 2], torch.tensor([[0, 0, 1, 3, 1, 1], [0, 1, 3, 0, 1, 3.0]]))
-    assert weights.sum() == pytest.approx((LABELS != IGNORED).sum()), "the loss stays a mean over the answers' tokens"
-
-
-def test_a_weight_of_one_weighs_nothing_and_of_zero_leaves_the_verdict_out():
-    from training.trainer import token_weights
-
-    answers = (LABELS != IGNORED).float()
-    assert torch.equal(token_weights(LABELS, 1, 1.0), answers)
-    assert token_weights(LABELS, 1, 0.0)[0, 3] == 0
-
-
-def test_weighted_model_scales_the_log_probability_that_predicts_the_verdict():
-    from training.trainer import VerdictsWeighted
-
-    model = VerdictsWeighted(lambda **inputs: SimpleNamespace(log_probs=torch.full((2, 5), -1.0)), 1, 3.0)
-    found = model(labels=LABELS).log_probs
-    assert found[0].argmin() == 2, "the token before the verdict predicts it"
-
-
 # The call and its table
 
 
@@ -124,7 +90,7 @@ def folds(tmp_path):
 def model_folder(folder):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "manifest.json").write_text(json.dumps({"config": evaluate_adaptation.__dict__["ROOT"] and CONFIG}))
+    (folder / "manifest.json").write_text(json.dumps({"config": CONFIG}))
     return folder
 
 
@@ -211,49 +177,6 @@ def test_a_damaged_report_is_named(tmp_path):
         adaptation_table([tmp_path / "bad.json"])
 
 
-# After a merge
-
-
-def calibrated(folder, monkeypatch, n_examples, known):
-    from training import merge_adapter
-
-    (folder / "calibration.json").write_text('{"temperature": 3.0}')
-    branch = SimpleNamespace(opening=[9], token_of={"DUPLICATE": 1, "POSSIBLE": 2, "NO_MATCH": 3})
-    examples = [
-        {"input_ids": [7, 7, 9, 1 + 2 * (at % 2), 8], "labels": [IGNORED, IGNORED, 9, 1 + 2 * (at % 2), 8]}
-        for at in range(n_examples)
-    ]
-    monkeypatch.setattr(merge_adapter, "load_merged", lambda folder: None)
-    monkeypatch.setattr(
-        "constrained_decode.hf.verdict_probabilities",
-        lambda model, prompts, *rest: [said(at) for at in range(len(prompts))],
-    )
-    return merge_adapter.calibrated(folder, examples, branch, SimpleNamespace(pad_id=0), known, "val.jsonl")
-
-
-def said(at, wrong_every=8):
-    """Sure of DUPLICATE and NO_MATCH in turn, and wrong in each eighth."""
-    right = at % wrong_every != 0
-    return {
-        "DUPLICATE": 0.98 if (at % 2 == 0) == right else 0.01,
-        "POSSIBLE": 0.01,
-        "NO_MATCH": 0.01 if (at % 2 == 0) == right else 0.98,
-    }
-
-
-def test_too_few_validation_rows_leave_no_calibration(tmp_path, monkeypatch):
-    assert calibrated(tmp_path, monkeypatch, 49, [said(at) for at in range(49)]) is None
-    assert not (tmp_path / "calibration.json").exists(), "the base model's temperature is not that of the merged one"
-
-
-@pytest.mark.parametrize("n, known", [(60, 60), (200, 64)], ids=["those of the parity gate", "all, asked anew"])
-def test_the_temperature_is_fitted_on_the_validation_rows(tmp_path, monkeypatch, n, known):
-    facts = calibrated(tmp_path, monkeypatch, n, [said(at) for at in range(known)])
-    kept = json.loads((tmp_path / "calibration.json").read_text())
-    assert kept == facts and kept["rows"] == n and kept["fitted_on"] == "val.jsonl"
-    assert kept["temperature"] > 1.5, "it was surer than it was right"
-
-
 # The whole way, with the stand-in
 
 
@@ -265,7 +188,8 @@ def test_adapts_the_stand_in_and_scores_it(tmp_path):
     for fold in (1, 2):
         write(project / "folds" / f"made.{fold}.jsonl", [each | {"id": f"{fold}{each['id']}"} for each in chained(400)])
     done(
-        "src/measure.py adaptation",
+        "src/measure.py",
+        "adaptation",
         "--model_path",
         "models/standin",
         "--config",

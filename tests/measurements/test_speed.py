@@ -7,7 +7,7 @@ import json
 import pytest
 
 from common import ROOT, UserError
-from measurements import speed as measure_speed
+from measurements import speed
 from measurements.speed import MARK, ratios, speed_table
 from report.marked_text import marker
 from support.pipeline import exit_code
@@ -18,7 +18,7 @@ TASK = load_task()
 
 
 def call(*words):
-    return exit_code(measure_speed, *words)
+    return exit_code(speed, *words)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def report(tmp_path_factory):
     (folder / "README.md").write_text(f"before\n{marker(MARK, 'begin')} old {marker(MARK, 'end')}\nafter\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setattr(measure_speed, "WARM_UP_ROWS", 2)
+        patch.setattr(speed, "WARM_UP_ROWS", 2)
         # The model that ships with the project closes its answers by itself, so the plain loop's texts are whole too.
         assert (
             call(
@@ -58,7 +58,7 @@ def report(tmp_path_factory):
 @pytest.mark.slow
 def test_every_contender_answers_every_repeat_and_the_texts_are_the_plain_loops(report):
     facts = json.loads((report / "speed.json").read_text())
-    assert set(facts["seconds_per_pair"]) == set(facts["ratios"]) == set(measure_speed.TITLES)
+    assert set(facts["seconds_per_pair"]) == set(facts["ratios"]) == set(speed.TITLES)
     assert all(len(times) == 3 and min(times) > 0 for times in facts["seconds_per_pair"].values())
     assert facts["same_text_as_plain_one"] == {"plain_batched": 6, "answer_one": 6, "answer_batched": 6}
     assert (facts["rows"], facts["threads"], facts["boosting"]["rows"], facts["engine"]["device"]) == (
@@ -98,12 +98,12 @@ def test_no_row_is_answered_and_fitted_on(tmp_path):
         rows = 20
         repeats = 3
 
-    warm_up, slices, fit_rows = measure_speed.shared_out(Args, TASK)
+    warm_up, slices, fit_rows = speed.shared_out(Args, TASK)
     seen = [json.dumps(case) for cases in (warm_up, *slices, [row["input"] for row in fit_rows]) for case in cases]
     assert len(seen) == 100 == len(set(seen)) and [len(cases) for cases in slices] == [7, 7, 6]
     Args.rows = 60
     with pytest.raises(UserError, match="--fit"):
-        measure_speed.shared_out(Args, TASK)
+        speed.shared_out(Args, TASK)
 
 
 def test_wrong_calls_are_answered_before_anything_is_measured(tmp_path, capsys):

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-import pretrain
 from common import UserError, read_json, sha256_file, to_json
 from config import load_config
-from language_model import calibration as calibrate
-from steward_mini import pretrain_data
-from steward_mini import vocabulary as steward_tokenizer
+from language_model import calibration
+from steward_mini import held_out, pretrain_data, vocabulary
+from steward_mini.model import WEIGHTS, make_model
 from steward_mini.muon import Muon
+from steward_mini.plan import Plan, plan_with
+from steward_mini.training_loop import dense_mask, loss_weights, packed_loss, to_device
 from support.pipeline import ROOT, done, run
 from tasks import load_task
 from tasks.crm import data, synthetic
 
 TASK = load_task()
-CONTROL = [steward_tokenizer.PAD, steward_tokenizer.END, *(f"<|{role}|>" for role in steward_tokenizer.ROLES)]
+CONTROL = [vocabulary.PAD, vocabulary.END, *(f"<|{role}|>" for role in vocabulary.ROLES)]
 PAIR = {"record1": {"name": "Zoë Müller", "phone": "+49 30 1234"}, "record2": {"name": "ZOE MULLER"}}
 
 
@@ -47,36 +48,36 @@ def softmax(logits):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7, 3.0])
 def test_a_known_temperature_is_found_again(temperature):
     probabilities, truth = answers_at(temperature)
-    found, before, after = calibrate.fit_temperature(probabilities, truth)
+    found, before, after = calibration.fit_temperature(probabilities, truth)
     assert found == pytest.approx(temperature, rel=0.12) and after <= before + 1e-9
     assert before == pytest.approx(-np.mean(np.log(probabilities[np.arange(len(truth)), truth])), rel=1e-6)
 
 
 def test_certainties_of_nothing_do_not_break_the_fit():
-    found, before, after = calibrate.fit_temperature([[1.0, 0.0, 0.0]] * 60, [0] * 30 + [1] * 30)
-    assert calibrate.RANGE[0] <= found <= calibrate.RANGE[1] and math.isfinite(before) and after < before
+    found, before, after = calibration.fit_temperature([[1.0, 0.0, 0.0]] * 60, [0] * 30 + [1] * 30)
+    assert calibration.RANGE[0] <= found <= calibration.RANGE[1] and math.isfinite(before) and after < before
 
 
 def test_rows_without_a_mistake_are_not_certain_beyond_bounds():
-    """Perfectly separated rows would be sharpened to the lower bound; one row in n + 2 is taken for doubtful instead."""
-    found, *_ = calibrate.fit_temperature([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01]] * 50, [0, 1] * 50)
-    assert found > 2 * calibrate.RANGE[0]
+    """Perfectly separated rows would be sharpened to the lower bound; one in n + 2 is taken for doubtful."""
+    found, *_ = calibration.fit_temperature([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01]] * 50, [0, 1] * 50)
+    assert found > 2 * calibration.RANGE[0]
 
 
 def test_what_is_stored_is_read_back_and_too_few_rows_store_nothing(tmp_path):
-    assert calibrate.stored_temperature(tmp_path) == 1.0
+    assert calibration.stored_temperature(tmp_path) == 1.0
     probabilities, truth = answers_at(2.0, 400)
     rows = [dict(zip(TASK.verdict.labels, map(float, row), strict=True)) for row in probabilities]
     labels = [TASK.verdict.labels[at] for at in truth]
     assert (
-        calibrate.store(
-            tmp_path, rows[: calibrate.LEAST_ROWS - 1], labels[: calibrate.LEAST_ROWS - 1], TASK.verdict.labels, "x"
+        calibration.store(
+            tmp_path, rows[: calibration.LEAST_ROWS - 1], labels[: calibration.LEAST_ROWS - 1], TASK.verdict.labels, "x"
         )
         is None
     )
     assert list(tmp_path.iterdir()) == []
-    facts = calibrate.store(tmp_path, rows, labels, TASK.verdict.labels, "400 rows")
-    assert calibrate.stored_temperature(tmp_path) == facts["temperature"] == pytest.approx(2.0, rel=0.3)
+    facts = calibration.store(tmp_path, rows, labels, TASK.verdict.labels, "400 rows")
+    assert calibration.stored_temperature(tmp_path) == facts["temperature"] == pytest.approx(2.0, rel=0.3)
     assert (facts["rows"], facts["fitted_on"]) == (400, "400 rows") and facts["log_loss_after"] < facts[
         "log_loss_before"
     ]
@@ -87,9 +88,9 @@ def test_what_is_stored_is_read_back_and_too_few_rows_store_nothing(tmp_path):
     ['{"temperature": "warm"}', '{"temperature": 0}', '{"temperature": 17.5}', "{}", "{", '{"temperature": null}'],
 )
 def test_a_stored_temperature_that_is_none_is_refused(tmp_path, text):
-    (tmp_path / calibrate.FILE).write_text(text)
-    with pytest.raises(UserError, match=calibrate.FILE):
-        calibrate.stored_temperature(tmp_path)
+    (tmp_path / calibration.FILE).write_text(text)
+    with pytest.raises(UserError, match=calibration.FILE):
+        calibration.stored_temperature(tmp_path)
 
 
 # ---- the tokenizer
@@ -99,7 +100,7 @@ def test_a_stored_temperature_that_is_none_is_refused(tmp_path, text):
 def folder(tmp_path_factory):
     """A folder with a tokenizer fitted to 600 rows, as pretraining leaves it."""
     out = tmp_path_factory.mktemp("tokenizer")
-    pretrain.make_tokenizer(dataclasses.replace(pretrain.Plan(), pairs=600), TASK, out)
+    vocabulary.fitted(dataclasses.replace(Plan(), pairs=600), TASK, out)
     return out
 
 
@@ -115,10 +116,10 @@ def ids(tokenizer, text):
 
 
 def test_verdicts_and_fixed_texts_are_one_token_each(tokenizer):
-    texts = [*steward_tokenizer.fixed_texts(TASK), *CONTROL]
+    texts = [*vocabulary.fixed_texts(TASK), *CONTROL]
     found = [ids(tokenizer, text) for text in texts]
     assert [text for text, some in zip(texts, found, strict=True) if len(some) != 1] == []
-    assert len({some[0] for some in found}) == len(texts) and len(tokenizer) <= steward_tokenizer.VOCABULARY
+    assert len({some[0] for some in found}) == len(texts) and len(tokenizer) <= vocabulary.VOCABULARY
     for label in TASK.verdict.labels:
         answer = TASK.completion({"result": label, "reasoning": "Clear duplicate: phone matches."})
         assert ids(tokenizer, answer)[1] == ids(tokenizer, label)[0], "opening, verdict, rest"
@@ -158,7 +159,7 @@ def test_any_text_has_tokens(tokenizer):
 
 
 def test_the_prompt_around_the_records_never_changes(tokenizer):
-    before, after = steward_tokenizer.prompt_parts(tokenizer)
+    before, after = vocabulary.prompt_parts(tokenizer)
     start = ids(tokenizer, before.replace("SYSTEM", TASK.system_text))
     end = ids(tokenizer, after)
     assert len(start) == 3, "system, its one token, user: all of it can be kept between prompts"
@@ -256,9 +257,7 @@ def test_every_row_arrives_once_whatever_the_size_of_a_step(folder, monkeypatch)
 
 def tiny_model(tokenizer):
     torch.manual_seed(1)
-    return pretrain.make_model(
-        pretrain.with_settings(pretrain.Plan(), ["layers=2", "width=64", "heads=2", "hidden=96"]), tokenizer
-    )
+    return make_model(plan_with(["layers=2", "width=64", "heads=2", "hidden=96"]), tokenizer)
 
 
 def test_rows_of_a_pack_do_not_see_one_another(block, tokenizer):
@@ -270,7 +269,7 @@ def test_rows_of_a_pack_do_not_see_one_another(block, tokenizer):
         pack = pretrain_data.packed(rows, sum(len(found) for found, _ in rows) + 20)
         tokens = torch.from_numpy(pack["ids"])
         positions = torch.from_numpy(pack["positions"])
-        mask = {"full_attention": pretrain.dense_mask(positions)}
+        mask = {"full_attention": dense_mask(positions)}
         with torch.no_grad():
             states = model.model(
                 input_ids=tokens[None], position_ids=positions[None], attention_mask=mask, use_cache=False
@@ -290,19 +289,17 @@ def test_rows_of_a_pack_do_not_see_one_another(block, tokenizer):
 def test_the_loss_weighs_verdict_prompt_and_text_as_planned(block, tokenizer):
     model = tiny_model(tokenizer)
     rows = cut(block)[:3]
-    batch = pretrain.to_device(
-        pretrain_data.packed(rows, sum(len(found) for found, _ in rows) + 11), torch.device("cpu")
-    )
+    batch = to_device(pretrain_data.packed(rows, sum(len(found) for found, _ in rows) + 11), torch.device("cpu"))
     with torch.no_grad():
-        only_verdict = pretrain.packed_loss(model, batch, torch.tensor([0.0, 0.0, 6.0, 0.0]))
-        mixed = pretrain.packed_loss(model, batch, pretrain.loss_weights(pretrain.Plan(), 0.0, "cpu"))
+        only_verdict = packed_loss(model, batch, torch.tensor([0.0, 0.0, 6.0, 0.0]))
+        mixed = packed_loss(model, batch, loss_weights(Plan(), 0.0, "cpu"))
     assert (
         only_verdict[0].item()
         == pytest.approx(only_verdict[1].item(), rel=1e-5)
         == pytest.approx(mixed[1].item(), rel=1e-5)
     )
     assert mixed[0].item() not in (mixed[1].item(), mixed[2].item())
-    start, end = (pretrain.loss_weights(pretrain.Plan(), share, "cpu").tolist() for share in (0.0, 1.0))
+    start, end = (loss_weights(Plan(), share, "cpu").tolist() for share in (0.0, 1.0))
     assert start[0] == end[0] == 0 and start[1] > end[1] > 0 and start[2:] == end[2:]
 
 
@@ -345,25 +342,26 @@ def test_muons_step_has_adamws_usual_size_whatever_the_gradients():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["rows=3"], "no setting 'rows'; there is: pairs, seed"),
-        (["pairs=many"], "'many' is not a value of type int"),
-        (["lr=fast"], "not a value of type float"),
-        (["canonical=yes"], "'yes' is not a value of type bool"),
-        (["pairs"], "'' is not a value"),
-        (["pairs=0"], "pairs=0: at least 1"),
-        (["step_tokens=10"], "step_tokens=10: at least 1024"),
+        (["pears=3"], "unknown key 'pears' (value 3), did you mean 'pairs'?"),
+        (["pairs=many"], "pairs: 'many' is str, expected a whole number"),
+        (["lr=fast"], "lr: 'fast' is str, expected a number"),
+        (["canonical=maybe"], "canonical: 'maybe' is str, expected true or false"),
+        (["optimizer=mun"], "optimizer: 'mun' is none of muon, adamw"),
+        (["pairs"], "write it as key=value"),
+        (["pairs=0"], "pairs: 0 must be at least 1"),
+        (["step_tokens=10"], "step_tokens: 10 must be at least 1024"),
         (["width=100", "heads=3"], "width must be a multiple of heads"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(settings, words):
     with pytest.raises(UserError) as refused:
-        pretrain.with_settings(pretrain.Plan(), settings)
+        plan_with(settings)
     assert "--set" in str(refused.value) and words in str(refused.value)
 
 
 def test_settings_change_what_they_name_and_nothing_else():
-    plan = pretrain.with_settings(pretrain.Plan(), ["pairs=7", "lr=1e-3", "variety=False", "optimizer=adamw"])
-    assert plan == dataclasses.replace(pretrain.Plan(), pairs=7, lr=1e-3, variety=False, optimizer="adamw")
+    plan = plan_with(["pairs=7", "lr=1e-3", "variety=False", "optimizer=adamw"])
+    assert plan == dataclasses.replace(Plan(), pairs=7, lr=1e-3, variety=False, optimizer="adamw")
     assert (
         plan.recipe == {"variety": False, "frequency": True, "free_text": False}
         and synthetic.Recipe(**plan.recipe).pool == "train"
@@ -371,13 +369,11 @@ def test_settings_change_what_they_name_and_nothing_else():
 
 
 def test_held_out_rows_are_of_the_other_pool():
-    validation, held_out = (
-        pretrain.held_out_rows(TASK, 30, seed) for seed in (pretrain.VALIDATION_SEED, pretrain.HELD_OUT_SEED)
+    validation, others = (
+        held_out.held_out_rows(TASK, 30, seed) for seed in (held_out.VALIDATION_SEED, held_out.HELD_OUT_SEED)
     )
     assert (
-        validation
-        == list(synthetic.rows(30, pretrain.VALIDATION_SEED, recipe=synthetic.Recipe(pool="test")))
-        != held_out
+        validation == list(synthetic.rows(30, held_out.VALIDATION_SEED, recipe=synthetic.Recipe(pool="test"))) != others
     )
 
 
@@ -391,7 +387,7 @@ def test_a_tiny_model_is_made_whole_and_loads_alike_twice(tmp_path):
 
     out = tmp_path / "tiny"
     refused = run("src/pretrain.py", "--out", out, "--set", "pears=3", cwd=ROOT)
-    assert refused.returncode == 2 and "no setting 'pears'" in refused.stderr and not out.exists()
+    assert refused.returncode == 2 and "unknown key 'pears'" in refused.stderr and not out.exists()
     tiny = ("pairs=1200", "layers=2", "width=64", "heads=1", "hidden=128", "step_tokens=4096", "held_out=600")
     said = done("src/pretrain.py", "--out", out, "--workers", 1, "--set", *tiny, cwd=ROOT)
     assert "held-out accuracy" in said
@@ -400,7 +396,7 @@ def test_a_tiny_model_is_made_whole_and_loads_alike_twice(tmp_path):
     }
     facts = read_json(out / "manifest.json")
     assert facts["plan"]["pairs"] == facts["training"]["rows"] == 1_200 and facts["plan"]["layers"] == 2
-    assert facts["weights_sha256"] == facts["fingerprint"] == sha256_file(out / pretrain.WEIGHTS)
+    assert facts["weights_sha256"] == facts["fingerprint"] == sha256_file(out / WEIGHTS)
     assert (
         facts["held_out"]["rows"] == 600
         and 0.2 < facts["held_out"]["accuracy"] <= 1
@@ -419,7 +415,7 @@ def test_a_tiny_model_is_made_whole_and_loads_alike_twice(tmp_path):
     prompts = [TASK.messages(row["input"]) for row in synthetic.rows(6, 12)]
     engines = [hf.load(str(out), TASK, config) for _ in range(2)]
     assert all(
-        engine.temperature == calibrate.stored_temperature(out) == facts["held_out"]["temperature"]
+        engine.temperature == calibration.stored_temperature(out) == facts["held_out"]["temperature"]
         for engine in engines
     )
     first, second = (dict(engine.verdicts(prompts)) for engine in engines)

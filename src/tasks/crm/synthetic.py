@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 from rapidfuzz import fuzz
 
-from tasks.crm import entities, policy, pools, schemas, surfaces
+from tasks.crm import entities, policy, pools, reasons, schemas, surfaces
 from tasks.crm.entities import chance, one_of
 from tasks.crm.free_text import prose
 from tasks.crm.reasons import reasoning
 
+REFERENCE_LISTS = tuple(pools.REFERENCE_LISTS.values())  # files that --reference may hold
+FIXED_TEXTS = tuple(
+    f"{opening}: " for opening in reasons.OPENINGS.values()
+)  # one token each for a tokenizer of its own
 SAME_SHARE = 0.46
 PERSON_SHARE = 0.66
 ONE_SCHEMA_SHARE = 0.6  # both records come from one system
