@@ -2,7 +2,7 @@
 
 Majority class, gradient boosting on string similarities, and Splink: fitted on --train and --val, answered and scored
 on --data in the same formats as a language model. What a baseline knows of the task's fields is in
-src/tasks/<task>/baseline.py.
+src/tasks/<task>/baseline.py; all of them answer with a verdict, so that a task without one has none.
 """
 
 import argparse
@@ -15,39 +15,50 @@ from rows import load_rows
 from scoring.baselines import TITLES, NotPossible, fit_boosting, fit_majority, fit_splink, print_table
 from tasks import DEFAULT, load_task
 
+FIT = {"majority": fit_majority, "boosting": fit_boosting, "splink": fit_splink}
+NO_VERDICT = "a baseline answers with a verdict, and this task's answers have none"
+
 
 def main():
     args = parse_args()
     clock = Clock()
     task = load_task(args.task)
-    fit = {"majority": fit_majority, "boosting": fit_boosting, "splink": fit_splink}
+    whole = Path(args.out) / "baselines.json" if len(set(args.only)) == len(TITLES) else None
+    if whole:
+        whole.unlink(missing_ok=True)
+    if task.verdict:
+        made, skipped, data = run_baselines(args, task)
+        print_table(made, skipped, args.out)
+    else:
+        made, data = {}, None
+        skipped = dict.fromkeys(args.only, NO_VERDICT)
+        print(f"the task {task.name} has no baseline: {NO_VERDICT}")
+    if whole:
+        write_manifest(whole, clock, task=task.name, data=data, seed=args.seed, made=list(made), skipped=skipped)
+
+
+def run_baselines(args, task):
+    """(KPIs and speed of each that was made, why each other was not, which rows they answered)"""
     paths = (args.train, args.val, args.data)
-    train, val, test = (
-        load_rows(existing_file(path, "run make prep, or src/prepare_splits.py first"), task) for path in paths
-    )
+    splits = [load_rows(existing_file(path, "run make prep, or src/prepare_splits.py first"), task) for path in paths]
     data = {
         "path": shown_path(args.data),
         "sha256": sha256_file(args.data),
-        "rows": len(test),
+        "rows": len(splits[-1]),
         "synthetic": is_synthetic(args.data),
     }
-    whole = Path(args.out) / "baselines.json"
-    if len(set(args.only)) == len(TITLES):
-        whole.unlink(missing_ok=True)
     made = {}
     skipped = {}
     for name in args.only:
         files = Files(Path(args.out), name)
         files.remove()
         try:
-            made[name] = run_baseline(name, fit[name], (train, val, test), data, files, task, args.seed)
+            made[name] = run_baseline(name, splits, data, files, task, args.seed)
         except NotPossible as reason:
             skipped[name] = str(reason)
         except ModuleNotFoundError as error:
             skipped[name] = f"the package {error.name} is not installed; make setup brings it"
-    print_table(made, skipped, args.out)
-    if len(set(args.only)) == len(TITLES):
-        write_manifest(whole, clock, task=task.name, data=data, seed=args.seed, made=list(made), skipped=skipped)
+    return made, skipped, data
 
 
 def parse_args():
@@ -94,14 +105,14 @@ def is_synthetic(data):
     return bool(manifest.is_file() and read_json(manifest).get("synthetic"))
 
 
-def run_baseline(name, fit, splits, data, files, task, seed):
+def run_baseline(name, splits, data, files, task, seed):
     """Fit, answer, write and score one baseline; its KPIs and its answers per second."""
     from scoring.kpis import identity, score
 
     train, val, test = splits
     clock = Clock()
     print(f"{name}: fitting on {len(train):,} rows ...", flush=True)
-    fitted = fit(train, val, task, seed)
+    fitted = FIT[name](train, val, task, seed)
     training = {"method": fitted.method, "rows": len(train), "wall_s": clock.facts()["wall_s"]}
     predictions, rows_per_s = answers(fitted, test, task)
     with written_whole(files.predictions) as out:
@@ -132,9 +143,10 @@ def answers(fitted, rows, task):
     start = perf_counter()
     probabilities = fitted.predict(cases)
     seconds = perf_counter() - start
-    swapped = fitted.predict([task.module("data").swap(case) for case in cases])
+    swap = task.hook("data", "swap")
+    swapped = named(fitted.predict([swap(case) for case in cases]), task) if swap else [None] * len(rows)
     predictions = []
-    for row, p, p_swapped in zip(rows, named(probabilities, task), named(swapped, task), strict=True):
+    for row, p, p_swapped in zip(rows, named(probabilities, task), swapped, strict=True):
         label = max(p, key=p.get)
         predictions.append(
             {

@@ -103,12 +103,7 @@ def fit_boosting(train, val, task, seed):
 
 def part_of(task, name):
     """What the task's baseline.py says under a name."""
-    try:
-        found = getattr(task.module("baseline"), name, None)
-    except ModuleNotFoundError as error:
-        if error.name != f"tasks.{task.name}.baseline":
-            raise
-        found = None
+    found = task.hook("baseline", name)
     if found is None:
         raise NotPossible(f"src/tasks/{task.name}/baseline.py has no {name}")
     return found

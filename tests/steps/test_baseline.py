@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import baseline
+import tasks
 from common import run
 from scoring import baselines
+from support import small_tasks
 from tasks import load_task
 from tasks.crm import baseline as classical
 from tasks.crm.data import swap
@@ -148,7 +150,7 @@ def macro_f1(folder, name):
 
 
 def test_boosting_and_splink_beat_the_majority_clearly(made):
-    """On 400 training rows of the generator's hard kinds, a quarter of them near a threshold and half of them NO_MATCH."""
+    """On 400 training rows of the generator's hard kinds, a quarter near a threshold and half of them NO_MATCH."""
     assert accuracy(made, "boosting") > accuracy(made, "majority") + 0.1
     assert macro_f1(made, "boosting") > macro_f1(made, "majority") + 0.3
     assert macro_f1(made, "splink") > macro_f1(made, "majority") + 0.15
@@ -323,6 +325,39 @@ def test_a_task_without_classical_knowledge_is_skipped_and_its_stale_files_go(tm
     assert call(folder, "--only", "majority", "splink") == 0
     assert "splink    skipped: src/tasks/crm/baseline.py has no splink_tables" in capfd.readouterr().out
     assert not stale.exists() and read(folder, "majority")[2]["kpis"]
+
+
+@pytest.mark.parametrize("name", small_tasks.NAMES)
+def test_a_task_without_a_verdict_has_no_baseline_and_says_so(tmp_path, capfd, monkeypatch, name):
+    small_tasks.loaded(monkeypatch, name)
+    assert call(tmp_path, "--task", name) == 0
+    assert f"the task {name} has no baseline: " in capfd.readouterr().out
+    facts = json.loads((tmp_path / "reports/baselines.json").read_text())
+    assert facts["made"] == [] and set(facts["skipped"]) == set(NAMES)
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["baselines.json"]
+
+
+def test_a_task_with_a_verdict_and_no_module_of_its_own_has_the_majority(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(tasks, "FOLDER", tmp_path)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    folder = tmp_path / "moods"
+    folder.mkdir()
+    (folder / "prompt.md").write_text("Which mood?")
+    (folder / "data.py").write_text("def check_case(case):\n    return []\n")
+    schema = {"type": "object", "properties": {"mood": {"enum": ["good", "bad", "unsure"]}}, "required": ["mood"]}
+    (folder / "answer.json").write_text(json.dumps(schema))
+    (folder / "task.yaml").write_text(
+        "title: Moods\nanswer: verdict\nschema: answer.json\nverdict: {key: mood, review: unsure}\n"
+    )
+    rows = [{"input": {"text": f"word {n}"}, "output": {"mood": "bad" if n % 3 else "good"}} for n in range(12)]
+    write(tmp_path, train=rows, val=rows[:3], test=rows[3:9])
+    assert call(tmp_path, "--task", "moods") == 0
+    said = capfd.readouterr().out
+    assert (
+        "majority  accuracy 0.667" in said and "boosting  skipped: src/tasks/moods/baseline.py has no features" in said
+    )
+    predictions, _, metrics = read(tmp_path, "majority")
+    assert {row["label"] for row in predictions} == {"bad"} and metrics["kpis"]["swap_changed_pct"]["value"] is None
 
 
 def test_expectation_maximisation_that_fails_is_said_and_replaced(tmp_path, capfd):
