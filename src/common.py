@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NEXT_ON_FULL_DISK = "free some space or choose another --out, then run again"
 
 
 class UserError(Exception):
@@ -55,7 +56,7 @@ def explain_os_error(error):
         return None
     where = error.filename or "the output"
     if error.errno in NO_SPACE:
-        return f"{where}: no space left to write ({error.strerror}); free some space or choose another --out, then run again"
+        return f"{where}: no space left to write ({error.strerror}); {NEXT_ON_FULL_DISK}"
     if isinstance(error, FileNotFoundError):
         return f"{where}: no such file or folder; check the path"
     if isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError | FileExistsError):
@@ -68,7 +69,7 @@ def explain_no_space(error):
     text = str(error)
     # torch's file writer hides the cause and names its own place instead.
     if any(os.strerror(code).lower() in text.lower() for code in NO_SPACE) or "inline_container" in text:
-        return f"no space left to write ({text.strip().splitlines()[-1]}); free some space or choose another --out, then run again"
+        return f"no space left to write ({text.strip().splitlines()[-1]}); {NEXT_ON_FULL_DISK}"
     return None
 
 
@@ -115,7 +116,7 @@ def _no_repeats(pairs):
 
 
 def is_folder(model_path):
-    """Whether a model's path leads to a folder; a name that a server knows may be empty, which would lead to this one."""
+    """Whether a model's path leads to a folder; a name that a server knows may be empty, which would name this one."""
     return bool(model_path) and Path(model_path).is_dir()
 
 
@@ -158,7 +159,7 @@ def read_json(path):
     try:
         return json.loads(existing_file(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); mend it or make it again") from error
+        raise UserError(f"{path}: not JSON ({error}); fix it or make it again") from error
 
 
 def existing_file(path, hint="check the path"):

@@ -41,31 +41,40 @@ def main():
 
 
 def make(texts, seed):
-    import torch
+    """(a tokenizer learned from the texts, a model of random weights)."""
+    tokenizer = learned_tokenizer(texts)
+    return tokenizer, random_model(tokenizer, seed)
+
+
+def learned_tokenizer(texts):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     learned.decoder = decoders.ByteLevel()
-    learned.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=CONTROL,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=CONTROL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer = PreTrainedTokenizerFast(
+    learned.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
         tokenizer_object=learned,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=CONTROL[1:2],
         chat_template=TEMPLATE,
     )
+
+
+def random_model(tokenizer, seed):
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -85,7 +94,7 @@ def make(texts, seed):
     model = Qwen3ForCausalLM(config)
     # The usual 0.02 leaves the tied output layer so small that no adapter could ever make one token likely.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
-    return tokenizer, model
+    return model
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Clock:
 
 
 def peak_memory_bytes():
-    """The most memory that this process held; Linux's own ru_maxrss starts at what the parent held when it started us."""
+    """The most memory that this process held; Linux's ru_maxrss starts at what the parent held when it started us."""
     import resource
 
     with contextlib.suppress(OSError, TypeError):

@@ -25,7 +25,7 @@ class Problems(list):
 
     def stop(self, headline):
         raise UserError(
-            "\n".join([*self, f"{headline}; nothing was written. Mend these lines or take them out, then run again"])
+            "\n".join([*self, f"{headline}; nothing was written. Fix these lines or take them out, then run again"])
         )
 
 

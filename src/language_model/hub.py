@@ -25,7 +25,7 @@ def load_tokenizer(model_id):
 
 
 def ask_hub_once(place):
-    """Fail at once where the hub does not answer: for a file it has not got, its client tries eleven times in a minute."""
+    """Fail at once where the hub does not answer: for a missing file its client tries eleven times in a minute."""
     import huggingface_hub as hub
 
     if not Path(place).is_dir() and not isinstance(hub.try_to_load_from_cache(place, "config.json"), str):

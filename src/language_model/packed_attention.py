@@ -8,7 +8,7 @@ NAME = "packed"
 
 
 def register():
-    """Make `attn_implementation="packed"` known to transformers, with SDPA's masks for everything that is not packed."""
+    """Make `attn_implementation="packed"` known to transformers, with SDPA's masks for all that is not packed."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 

@@ -1,4 +1,4 @@
-"""The training loop's own parts on top of TRL: the selection of the best checkpoint, a progress line, the packing probe.
+"""The training loop's own parts on top of TRL: selection of the best checkpoint, a progress line, the packing probe.
 
 Heavy to import (torch, trl): only fine_tuning.py does, once it trains.
 """
@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from common import UserError, progress
 from language_model import chat_template
 from language_model.base_model import flops_per_token
+from training.processes import n_processes
 
 PACKING_TOLERANCE = 1e-3
 
@@ -27,10 +28,8 @@ class Arguments(SFTConfig):
 
 
 def arguments(config, plan, precision, folder):
-    """TRL's settings for one run, each said: its defaults change between versions."""
+    """TRL's settings for one run, each written out: its defaults change between versions."""
     train = config.train
-    # A share of all steps; 1.0 would mean every single step.
-    every = min(0.5, 1 / (train.epochs * train.evals_per_epoch))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     return Arguments(
         output_dir=str(folder),
@@ -56,22 +55,31 @@ def arguments(config, plan, precision, folder):
         packing_strategy="bfd",
         max_length=train.max_seq_len,
         shuffle_dataset=True,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_selection",
-        greater_is_better=True,
+        **checkpoint_arguments(train),
         logging_strategy="steps",
         logging_steps=1 if not torch.cuda.is_available() else 5,
         report_to="tensorboard",
-        restore_callback_states_from_checkpoint=True,  # early stopping's patience goes on where it was
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None,
+        ddp_find_unused_parameters=False if n_processes() > 1 else None,
     )
+
+
+def checkpoint_arguments(train):
+    """When a checkpoint is judged and kept, and which one is loaded at the end."""
+    # A share of all steps; 1.0 would mean every single step.
+    every = min(0.5, 1 / (train.epochs * train.evals_per_epoch))
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_selection",
+        "greater_is_better": True,
+        "restore_callback_states_from_checkpoint": True,  # early stopping's patience goes on where it was
+    }
 
 
 def callbacks(config, selection):

@@ -22,7 +22,7 @@ from language_model.hub import hub_errors_explained
 from tasks.crm import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
-MEND = "Mend these lines"
+MEND = "Fix these lines"
 CONFIG = (ROOT / "configs" / "llama3_2_3b.yaml").read_text(encoding="utf-8")
 PREPARE = "prepare_splits.py --in in.jsonl --out out"
 TRAIN = "sft_train.py --config c.yaml --train prompts.jsonl --val prompts.jsonl --out out"
