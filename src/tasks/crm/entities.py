@@ -13,6 +13,7 @@ from tasks.crm.pools import FREE_MAIL, JOBS, NUMBER_LAST, TRADES, latin
 SHARED_MAILBOXES = "info office sales contact mail admin hello accounts kontakt buero".split()
 FAMILY_GAP = (19, 38)  # years between parent and child
 SUFFIXES = ("Jr", "Sr", "II", "III")
+LINKS = ("of", "and", "&", "de", "on", "for", "at")  # between two words of a firm's name
 ADDRESS = ("number", "street", "unit", "city", "state", "postal", "country", "era")
 # What blocking brings two people together by; twice what it does more often.
 BLOCKED = (
@@ -34,9 +35,8 @@ BLOCKED = (
 )
 COMMON_ENDINGS = "com com com org net co biz".split()
 ENDINGS = (
-    "io info co.uk de fr it es nl be ch at pl se no dk fi ie pt cz hu gr ro bg hr tr ru ua il in id my ph sg jp cn kr "
-    "tw hk vn th au com.au nz ca us mx "
-    "com.br ar cl pe za ng ke gh eg ma ae sa pk bd np eu me tv app dev ai shop"
+    "io info co.uk de fr it es nl be ch at pl se no dk fi ie pt cz hu gr ro bg hr tr ru ua il in id my ph sg jp cn "
+    "kr tw hk vn th au com.au nz ca us mx com.br ar cl pe za ng ke gh eg ma ae sa pk bd np eu me tv app dev ai shop"
 ).split()
 LETTERS = "ABCDEFGHKLMNPRSTW"  # of postal codes
 VOWELS = "aeiou"
@@ -188,7 +188,8 @@ def company(rng, country):
     elif kind < 0.5:
         name = f"{country.words.even(rng)} {country.words.even(rng)}"
     elif kind < 0.58:
-        name = f"{country.words.even(rng)} {one_of(rng, ('of', 'and', '&', 'de', 'on', 'for', 'at'))} {country.words.even(rng)}"
+        first = country.words.even(rng)
+        name = f"{first} {one_of(rng, LINKS)} {country.words.even(rng)}"
     elif kind < 0.66:
         name = (
             country.cities.even(rng) if chance(rng, 0.6) else f"{country.streets.even(rng)} {country.street_words[0]}"

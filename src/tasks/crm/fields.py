@@ -13,56 +13,56 @@ from resolution.plain_text import plain
 
 # kind -> the key names that mean it, as words; how a key writes them (case, underscores, spaces) does not matter.
 KINDS = {
-    "name": "name|full name|contact name|display name|customer name|person|person name|client|nombre completo|nom "
-    "complet|naam|nome completo",
-    "first_name": "first name|given name|forename|fname|first|givenname|vorname|prénom|nombre|voornaam|nome|imię|имя|名",
+    "name": "name|full name|contact name|display name|customer name|person|person name|client|nombre completo|"
+    "nom complet|naam|nome completo",
+    "first_name": "first name|given name|forename|fname|first|givenname|vorname|prénom|nombre|voornaam|nome|"
+    "imię|имя|名",
     "middle_name": "middle name|middle initial|second name|mname|middle|zweiter vorname|отчество",
-    "last_name": "last name|surname|family "
-    "name|lname|last|nachname|familienname|nom|apellido|apellidos|achternaam|cognome|nazwisko|фамилия|姓",
-    "company": "company|company name|organization|organisation|organization name|organisation "
-    "name|employer|account|account name|business|business name"
-    "|legal name|site name|store name|firma|unternehmen|société|entreprise|empresa|azienda|bedrijf|компания|会社名",
+    "last_name": "last name|surname|family name|lname|last|nachname|familienname|nom|apellido|apellidos|achternaam|"
+    "cognome|nazwisko|фамилия|姓",
+    "company": "company|company name|organization|organisation|organization name|organisation name|employer|account|"
+    "account name|business|business name|legal name|site name|store name|firma|unternehmen|société|entreprise|"
+    "empresa|azienda|bedrijf|компания|会社名",
     "agency": "agency|parent company|parent account|parent|operator|owner|group name|holding|träger|programme|program",
     "industry": "industry|sector|type|category|business type|branche|line of business",
-    "email": "email|email address|mail|email id|primary email|work email|mail address|contact "
-    "email|correo|courriel|почта",
-    "phone": "phone|phone number|telephone|tel|mobile|mobile phone|cell|fax|work phone|home phone|primary "
-    "phone|contact phone|telefon|téléphone|teléfono"
-    "|telefono|telefoon|телефон|電話",
-    "street": "street|street address|address|address line|address line 1|address 1|addr|line 1|mailing street|billing "
-    "street|full address|street name"
-    "|strasse|straße|anschrift|adresse|rue|calle|dirección|indirizzo|straat|улица|адрес|住所",
-    "house_number": "house number|street number|building number|house no|number|nr|hausnummer|numéro|número|numero "
-    "civico|huisnummer|дом",
+    "email": "email|email address|mail|email id|primary email|work email|mail address|contact email|correo|courriel|"
+    "почта",
+    "phone": "phone|phone number|telephone|tel|mobile|mobile phone|cell|fax|work phone|home phone|primary phone|"
+    "contact phone|telefon|téléphone|teléfono|telefono|telefoon|телефон|電話",
+    "street": "street|street address|address|address line|address line 1|address 1|addr|line 1|mailing street|"
+    "billing street|full address|street name|strasse|straße|anschrift|adresse|rue|calle|dirección|indirizzo|straat|"
+    "улица|адрес|住所",
+    "house_number": "house number|street number|building number|house no|number|nr|hausnummer|numéro|número|"
+    "numero civico|huisnummer|дом",
     "unit": "unit|apartment|suite|address 2|address line 2|line 2|apt|flat",
-    "city": "city|town|locality|municipality|mailing city|billing "
-    "city|suburb|place|ort|stadt|wohnort|ville|ciudad|città|plaats|miasto|город|市",
-    "postal_code": "postal code|postcode|zip|zip code|plz|postleitzahl|mailing postal code|billing postal code|code "
-    "postal|código postal|cap|индекс|郵便番号",
+    "city": "city|town|locality|municipality|mailing city|billing city|suburb|place|ort|stadt|wohnort|ville|ciudad|"
+    "città|plaats|miasto|город|市",
+    "postal_code": "postal code|postcode|zip|zip code|plz|postleitzahl|mailing postal code|billing postal code|"
+    "code postal|código postal|cap|индекс|郵便番号",
     "state": "state|province|region|county|state province|bundesland|provincia|état",
     "country": "country|country code|country name|nation|land|pays|país|paese|страна",
-    "birth_date": "birth date|date of birth|dob|birthday|born|birth|geburtsdatum|date de naissance|fecha de "
-    "nacimiento|data di nascita|дата рождения|生年月日",
+    "birth_date": "birth date|date of birth|dob|birthday|born|birth|geburtsdatum|date de naissance|"
+    "fecha de nacimiento|data di nascita|дата рождения|生年月日",
     "birth_place": "birth place|place of birth|birthplace|pob|geburtsort|lieu de naissance",
     "gender": "gender|sex|geschlecht|sexe|sexo|sesso|пол",
     "website": "website|url|web|homepage|domain|web site|webseite|site web|sitio web",
     "job_title": "job title|title|position|role|occupation|profession|job|beruf|métier|cargo|функция",
-    "tax_id": "tax id|vat|vat id|vat number|ein|tax number|ssn|national id|soc sec id|steuernummer|ust "
-    "id|nif|siret|partita iva|инн",
+    "tax_id": "tax id|vat|vat id|vat number|ein|tax number|ssn|national id|soc sec id|steuernummer|ust id|nif|siret|"
+    "partita iva|инн",
 }
 KIND_OF_KEY = {
     re.sub(r"[\W_]+", "", words).lower(): kind for kind, aliases in KINDS.items() for words in aliases.split("|")
 }
 # Words that say whose or which field it is, not what it holds: contact_email, BillingCity, customerFirstName.
 WHOSE = re.compile(
-    r"^(?:contact|customer|client|person|primary|main|mailing|billing|shipping|home|work|office|current|crm|kunde|lead|acct|account)(?=.)"
+    r"^(?:contact|customer|client|person|primary|main|mailing|billing|shipping|home|work|office|current|crm|kunde|lead"
+    r"|acct|account)(?=.)"
 )
 # Keys that name the row in its own system, and free remarks, say nothing about who it is.
 IGNORED_KEYS = frozenset(
     "id recordid recid rowid contactid customerid accountid crmid externalid uuid guid key source sourceid "
-    "sourcesystem "
-    "createdat updatedat created updated modified lastmodified lastupdated createdon modifiedon creationdate "
-    "note notes comment comments remark remarks description memo bemerkung bemerkungen".split()
+    "sourcesystem createdat updatedat created updated modified lastmodified lastupdated createdon modifiedon "
+    "creationdate note notes comment comments remark remarks description memo bemerkung bemerkungen".split()
 )
 SIMILAR_AT = 82
 NOTHING = frozenset(

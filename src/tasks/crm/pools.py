@@ -80,7 +80,8 @@ LOCALES = {
     "vi_VN": (1, "84"),
 }
 STREET_WORDS = {
-    "en": "Street Avenue Road Lane Drive Boulevard Court Place Way Square Terrace Close Parade Crescent Highway".split(),
+    "en": "Street Avenue Road Lane Drive Boulevard Court Place Way Square Terrace Close Parade Crescent "
+    "Highway".split(),
     "de": "straße weg platz allee ring gasse".split(),
     "fr": "rue avenue boulevard chemin place impasse".split(),
     "es": "Calle Avenida Plaza Paseo Camino".split(),
@@ -100,34 +101,45 @@ STREET_FIRST = frozenset("fr es it pt ru uk pl ro".split())  # rue Victor Hugo: 
 NUMBER_LAST = frozenset("de nl it es pl ru uk sv no da cs hu hr fi el tr bg".split())
 ORG_WORDS = (
     "Apex Summit Pioneer Blue Harbor Evergreen Quantum Silver Global Sunrise Northern Vertex Atlas Beacon Crystal "
-    "Delta Falcon Granite Horizon Ivory "
-    "Juniper Keystone Lunar Meridian Nova Orchid Pacific Quarry Redwood Sterling Liberty Golden Dragon Royal Star Sun "
-    "Moon River Valley Mountain Ocean "
-    "Eagle Lion Phoenix Cedar Oak Maple Willow Rose Lotus Diamond Crown Victory Premier United National American "
-    "European Central Metro City Capital First "
+    "Delta Falcon Granite Horizon Ivory Juniper Keystone Lunar Meridian Nova Orchid Pacific Quarry Redwood Sterling "
+    "Liberty Golden Dragon Royal Star Sun Moon River Valley Mountain Ocean Eagle Lion Phoenix Cedar Oak Maple Willow "
+    "Rose Lotus Diamond Crown Victory Premier United National American European Central Metro City Capital First "
     "Trinity Heritage Frontier Century Coastal Lakeside Parkview Hilltop Bright Happy Little New Old Grand Red Green "
-    "Black White Union Alliance Prime "
-    "Alpha Omega Sigma Titan Zenith Orion Aurora Cascade Compass Anchor Bridge Gateway Tower Arch Mission Hope Grace "
-    "Faith Unity Harmony Community"
+    "Black White Union Alliance Prime Alpha Omega Sigma Titan Zenith Orion Aurora Cascade Compass Anchor Bridge "
+    "Gateway Tower Arch Mission Hope Grace Faith Unity Harmony Community"
 ).split()
 # What an organisation does: the words it may use for it, the longest first, then its industry in a word or two.
 TRADES = [
     tuple(line.split("|"))
     for line in """
-Systems|Sys|software;Technologies|Tech|software;Software|Soft|software;Solutions|Solns|consulting;Consulting|Consult|consulting;Logistics|Log|transport
-Transport|Trans|transport;Foods|Food|food;Bakery|Bakers|food;Energy|Energie|utilities;Media|Med|media;Publishing|Publ|media;Textiles|Textile|manufacturing
-Motors|Motor Co|automotive;Auto Repair|Auto|automotive;Health Center|Health Ctr|health;Medical Center|Med Ctr|health;Clinic|Clin|health;Pharmacy|Pharm|health
-Dental Care|Dental|health;Hospital|Hosp|health;Builders|Bldrs|construction;Construction|Constr|construction;Travel|Travel Agency|tourism;Printing|Print|media
-Insurance|Ins|finance;Bank|Bk|finance;Capital Partners|Capital|finance;Accounting Services|Accounting|finance;Law Office|Law|legal;Engineering|Eng|engineering
-Manufacturing|Mfg|manufacturing;Industries|Ind|manufacturing;International|Intl|trade;Trading|Trade|trade;Imports|Import|trade;Hardware|Hdwe|retail
-Supermarket|Market|retail;Furniture|Furn|retail;Restaurant|Rest.|american;Cafe|Café|coffee shops;Grill|Grille|american;Bistro|Brasserie|french
-Pizzeria|Pizza|italian;Trattoria|Ristorante|italian;Sushi Bar|Sushi|japanese;Diner|Diners|american;Steak House|Steakhouse|steakhouses;Deli|Delicatessen|delis
-Kitchen|Kitch.|continental;Hotel|Htl|hotels;Inn|Inn & Suites|hotels;Bar & Grill|Bar|american;Elementary School|Elem School|education
-High School|HS|education;Academy|Acad|education;Child Care Center|Daycare|early childhood;Day Care Center|Daycare Ctr|early childhood
-Learning Center|Learning Ctr|early childhood;Preschool|Pre-School|early childhood;Nursery School|Nursery|early childhood
-Family Center|Family Ctr|social services;Community Center|Comm Ctr|social services;Youth Services|Youth Svcs|social services;Church|Ch.|religious
-Foundation|Fdn|non-profit;Association|Assn|non-profit;Museum|Mus.|culture;Theatre|Theater|culture;Gallery|Gal.|culture;Fitness Club|Fitness|leisure
-Salon|Hair Salon|beauty;Spa|Day Spa|beauty;Realty|Real Estate|real estate;Properties|Props|real estate;Security|Sec|services
+Systems|Sys|software;Technologies|Tech|software;Software|Soft|software;Solutions|Solns|consulting
+Consulting|Consult|consulting;Logistics|Log|transport
+Transport|Trans|transport;Foods|Food|food;Bakery|Bakers|food;Energy|Energie|utilities;Media|Med|media
+Publishing|Publ|media;Textiles|Textile|manufacturing
+Motors|Motor Co|automotive;Auto Repair|Auto|automotive;Health Center|Health Ctr|health;Medical Center|Med Ctr|health
+Clinic|Clin|health;Pharmacy|Pharm|health
+Dental Care|Dental|health;Hospital|Hosp|health;Builders|Bldrs|construction;Construction|Constr|construction
+Travel|Travel Agency|tourism;Printing|Print|media
+Insurance|Ins|finance;Bank|Bk|finance;Capital Partners|Capital|finance;Accounting Services|Accounting|finance
+Law Office|Law|legal;Engineering|Eng|engineering
+Manufacturing|Mfg|manufacturing;Industries|Ind|manufacturing;International|Intl|trade;Trading|Trade|trade
+Imports|Import|trade;Hardware|Hdwe|retail
+Supermarket|Market|retail;Furniture|Furn|retail;Restaurant|Rest.|american;Cafe|Café|coffee shops
+Grill|Grille|american;Bistro|Brasserie|french
+Pizzeria|Pizza|italian;Trattoria|Ristorante|italian;Sushi Bar|Sushi|japanese;Diner|Diners|american
+Steak House|Steakhouse|steakhouses;Deli|Delicatessen|delis
+Kitchen|Kitch.|continental;Hotel|Htl|hotels;Inn|Inn & Suites|hotels;Bar & Grill|Bar|american
+Elementary School|Elem School|education
+High School|HS|education;Academy|Acad|education;Child Care Center|Daycare|early childhood
+Day Care Center|Daycare Ctr|early childhood
+Learning Center|Learning Ctr|early childhood;Preschool|Pre-School|early childhood
+Nursery School|Nursery|early childhood
+Family Center|Family Ctr|social services;Community Center|Comm Ctr|social services
+Youth Services|Youth Svcs|social services;Church|Ch.|religious
+Foundation|Fdn|non-profit;Association|Assn|non-profit;Museum|Mus.|culture;Theatre|Theater|culture
+Gallery|Gal.|culture;Fitness Club|Fitness|leisure
+Salon|Hair Salon|beauty;Spa|Day Spa|beauty;Realty|Real Estate|real estate;Properties|Props|real estate
+Security|Sec|services
 Cleaning Services|Cleaning|services
 """.replace("\n", ";").split(";")
     if line
@@ -153,19 +165,18 @@ LEGAL = {
     "hu": "Kft.|Zrt.",
     "ro": "SRL|SA",
 }
-FREE_MAIL = "gmail.com yahoo.com outlook.com hotmail.com icloud.com aol.com gmx.de web.de orange.fr libero.it mail.ru yandex.ru proton.me live.com".split()
+FREE_MAIL = (
+    "gmail.com yahoo.com outlook.com hotmail.com icloud.com aol.com gmx.de web.de orange.fr libero.it "
+    "mail.ru yandex.ru proton.me live.com"
+).split()
 JOBS = (
-    "Sales Manager|Sales Mgr;Chief Operating Officer|COO;Chief Financial Officer|CFO;Chief Technology Officer|CTO;Vice "
-    "President|VP"
-    ";Account Manager|Account Mgr;Director of Marketing|Marketing Director;Head of Purchasing|Purchasing "
-    "Manager;Software Engineer|Software Developer"
-    ";Office Manager|Office Mgr;Human Resources Manager|HR Manager;Assistant|Asst.;Accountant|Bookkeeper;Project "
-    "Manager|PM"
-    ";Senior Consultant|Sr. "
-    "Consultant;Owner|Proprietor;Teacher|Schoolteacher;Physician|Doctor;Lawyer|Attorney;Painter|Artist;Writer|Author"
-    ";Politician|Statesman;Engineer|Eng.;Journalist|Reporter;Clergyman|Priest;Soldier|Military "
-    "officer;Farmer|Agriculturist;Merchant|Trader"
-    ";Nurse|Registered Nurse;Composer|Musician"
+    "Sales Manager|Sales Mgr;Chief Operating Officer|COO;Chief Financial Officer|CFO;Chief Technology Officer|CTO;"
+    "Vice President|VP;Account Manager|Account Mgr;Director of Marketing|Marketing Director;"
+    "Head of Purchasing|Purchasing Manager;Software Engineer|Software Developer;Office Manager|Office Mgr;"
+    "Human Resources Manager|HR Manager;Assistant|Asst.;Accountant|Bookkeeper;Project Manager|PM;"
+    "Senior Consultant|Sr. Consultant;Owner|Proprietor;Teacher|Schoolteacher;Physician|Doctor;Lawyer|Attorney;"
+    "Painter|Artist;Writer|Author;Politician|Statesman;Engineer|Eng.;Journalist|Reporter;Clergyman|Priest;"
+    "Soldier|Military officer;Farmer|Agriculturist;Merchant|Trader;Nurse|Registered Nurse;Composer|Musician"
 ).split(";")
 
 
@@ -342,7 +353,7 @@ def cities(places, last, pool):
 
 
 def streets(places, last, pool, english):
-    """What streets are called after: the locale's titles, surnames, and in English words of the landscape and numbers."""
+    """What streets are called after: the locale's titles, surnames, in English words of the landscape and numbers."""
     own = [
         name
         for attribute in ("streets", "street_titles", "bairros", "towns")

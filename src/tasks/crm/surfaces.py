@@ -141,14 +141,12 @@ OTHER_GENDER = {
 }
 OTHER_NAMES = (
     "Maria John Anna Thomas Sarah Peter Emma Smith Brown Lee Martin Clark Webb Hall King Young Baker Schmidt Meyer "
-    "Rossi Silva Novak "
-    "Khan Singh"
+    "Rossi Silva Novak Khan Singh"
 ).split()
 REMARK_WORDS = (
     "called back on monday left a message prefers mail interested in offer sent contract renewed vip customer since "
-    "spring please check address invoice "
-    "paid late asked for discount met at fair new budget next year do not call before noon german speaking referred by "
-    "partner waiting list"
+    "spring please check address invoice paid late asked for discount met at fair new budget next year do not call "
+    "before noon german speaking referred by partner waiting list"
 ).split()
 LONG_REMARK = 220  # words
 # What remarks claim to settle.
@@ -184,25 +182,35 @@ def written(entity, style, rng):
         "country": COUNTRY_NAMES.get(entity["country"], entity["country"]) if style.long_country else entity["country"],
         "tax": f"{entity['tax'][:3]}-{entity['tax'][3:5]}-{entity['tax'][5:]}" if style.dashes else entity["tax"],
     }
-    if entity["type"] == "org":
-        text |= {
-            "org": with_legal(entity["org"], entity["legal"], style),
-            "agency": entity["agency"],
-            "industry": entity["industry"],
-            "website": style.web_prefix + entity["website"],
-        }
-    else:
-        text |= {
-            "first": entity["first"],
-            "middle": entity["middle"],
-            "last": entity["last"],
-            "suffix": entity["suffix"],
-            "gender": style.genders[entity["gender"] == "M"],
-            "birth": date_text(entity["birth"], style.date),
-            "birthplace": entity["birthplace"],
-            "company": with_legal(*entity["company"], style) if entity["company"] else "",
-            "job": entity["job"].split("|")[style.short_jobs],
-        }
+    text |= organisation_text(entity, style) if entity["type"] == "org" else person_text(entity, style)
+    return in_letters(text, style)
+
+
+def organisation_text(entity, style):
+    return {
+        "org": with_legal(entity["org"], entity["legal"], style),
+        "agency": entity["agency"],
+        "industry": entity["industry"],
+        "website": style.web_prefix + entity["website"],
+    }
+
+
+def person_text(entity, style):
+    return {
+        "first": entity["first"],
+        "middle": entity["middle"],
+        "last": entity["last"],
+        "suffix": entity["suffix"],
+        "gender": style.genders[entity["gender"] == "M"],
+        "birth": date_text(entity["birth"], style.date),
+        "birthplace": entity["birthplace"],
+        "company": with_legal(*entity["company"], style) if entity["company"] else "",
+        "job": entity["job"].split("|")[style.short_jobs],
+    }
+
+
+def in_letters(text, style):
+    """The strings in the letters and the case that the system writes."""
     if style.latin:
         text |= {key: latin(text[key]) for key in TEXTS & text.keys() if not text[key].isascii()}
     elif style.umlauts:
