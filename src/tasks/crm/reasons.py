@@ -29,8 +29,7 @@ TELLING = {
     kind: at
     for at, kind in enumerate(
         "tax_id email phone birth_date name company first_name last_name street postal_code website city middle_name "
-        "house_number "
-        "job_title agency birth_place industry unit gender state country".split()
+        "house_number job_title agency birth_place industry unit gender state country".split()
     )
 }
 
