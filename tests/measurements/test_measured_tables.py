@@ -57,21 +57,53 @@ def test_the_results_page_shows_what_was_measured(name):
     assert TABLES[name](RUNS) in text[len(before) : len(text) - len(after)]
 
 
+def h200(name, **changed):
+    return json.loads((RUNS / f"h200/{name}.json").read_text(encoding="utf-8")) | changed
+
+
+def put(folder, name, facts):
+    (folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def rows_of(folder):
+    return [line for line in measured_tables.gpu_speed_table(folder).splitlines() if line.startswith("| ")][2:]
+
+
 def test_what_was_not_run_is_an_empty_cell(tmp_path):
-    facts = json.loads((RUNS / "h200/qwen3_4b_vllm.json").read_text(encoding="utf-8"))
+    facts = h200("qwen3_4b_vllm")
     facts["levels"] = [level for level in facts["levels"] if level["concurrency"] == 64]
-    (tmp_path / "qwen3_4b_vllm.json").write_text(json.dumps(facts), encoding="utf-8")
-    row = measured_tables.gpu_speed_table(tmp_path).splitlines()[-1]
+    put(tmp_path, "one", facts)
+    (row,) = rows_of(tmp_path)
     assert row.startswith("| qwen3_4b vLLM, JSON guaranteed |  |  |  |  |  |  |  | 55.1 | 48 | 100 |  |  |"), row
     facts["levels"] = [level | {"form": "verdicts", "concurrency": None} for level in facts["levels"]]
-    (tmp_path / "qwen3_4b_vllm.json").write_text(json.dumps(facts), encoding="utf-8")
-    assert measured_tables.gpu_speed_table(tmp_path).endswith("| 55.1 | 47.7 |")
+    put(tmp_path, "one", facts)
+    assert rows_of(tmp_path)[0].endswith("| 55.1 | 47.7 |")
+
+
+def test_model_and_run_are_what_the_manifest_says_whatever_its_file_is_called(tmp_path):
+    put(tmp_path, "a_mistral7b_hf", h200("qwen3_4b_vllm_unconstrained"))
+    put(tmp_path, "b", h200("qwen3_4b_vllm_json_schema"))
+    put(tmp_path, "c", h200("phi4mini_hf"))
+    assert [row.split(" | ")[0] for row in rows_of(tmp_path)] == [
+        "| qwen3_4b vLLM as it comes, no JSON asked for",
+        "| qwen3_4b vLLM, its own json_schema",
+        "| phi4mini Transformers, JSON guaranteed",
+    ]
 
 
 def test_a_run_that_nobody_knows_is_not_guessed_at(tmp_path):
-    (tmp_path / "qwen3_4b_sglang.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"qwen3_4b_sglang.json: its name must be <model>_<run>.json.*vllm_json_schema"):
+    put(tmp_path, "one", h200("qwen3_4b_hf", backend="sglang"))
+    with pytest.raises(UserError, match=r"one.json: sglang \(guaranteed\) has no words.*known are hf \(guaranteed\)"):
         measured_tables.gpu_speed_table(tmp_path)
+
+
+def test_the_table_says_which_runs_cannot_be_repeated(tmp_path):
+    command = "python src/eval_latency_throughput.py --model_path models/steward-mini --out x_latency.csv"
+    put(tmp_path, "one", h200("qwen3_4b_hf", command=command))
+    assert "repeat" not in measured_tables.gpu_speed_table(tmp_path)
+    put(tmp_path, "two", h200("phi4mini_vllm"))
+    table = measured_tables.gpu_speed_table(tmp_path)
+    assert "1 of these 2 commands read `.gpu/...`" in table and "In 1 of them no script is named (`python x`)" in table
 
 
 def test_a_folder_without_runs_says_who_makes_them(tmp_path):
