@@ -1,63 +1,46 @@
 """Stewards' decisions as training data: python src/review_export.py --decisions reviews/decisions.jsonl --test
 data/test.jsonl --out reviews
 
-Leaves training_rows.jsonl (labelled rows, to be added to data/all.jsonl), preference_pairs.jsonl (prompt, chosen,
-rejected, of every correction) and a manifest with what was left out and why. Pairs of the test rows never come out;
-pairs on which stewards disagree are listed and left out.
+Leaves training_rows.jsonl (labelled rows, to be added to the task's all.jsonl), preference_pairs.jsonl (prompt, chosen,
+rejected, of every correction) and a manifest with what was left out and why. Cases of the test rows never come out;
+cases on which stewards disagree are listed and left out.
 """
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 
 from common import UserError, WorkFailed, existing_file, run, sha256_file, written_whole
 from manifest import Clock, write_manifest
 from rows import load_rows
-from service.review import decisions
+from service.review import decisions, export
+from service.settings import Limits
+from service.task_contract import TaskContract
 from tasks import DEFAULT, load_task
 
 ACCEPTED_SHARE = 1.0
+MANIFEST = "export.manifest.json"
+MOST_LISTED = 20
 
 
 def main():
     args = parse_args()
     clock = Clock()
     task = load_task(args.task)
+    if not task.verdict:
+        raise UserError(f"--task {task.name}: a review accepts or corrects verdicts, and this task has none")
     path = existing_file(args.decisions, "the review page writes it; make serve REVIEW=pairs.jsonl starts it")
-    wrong = decisions.problems(path)
-    if wrong:
-        raise WorkFailed(
-            f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}; make review-verify lists what is "
-            "wrong, nothing was exported"
-        )
-    entries = list(decisions.read(path))
-    held_out = (
-        {decisions.pair_hash(task, row["input"]) for row in load_rows(args.test, task)}
-        if args.test.is_file()
-        else set()
-    )
-    if not held_out and not args.no_test:
-        raise UserError(
-            f"{args.test}: no such file, so nobody knows which pairs must stay out of training; name it with --test, "
-            "or say --no_test"
-        )
-    kept, left_out = sorted_out(entries, held_out, args.accepted_share)
-    rows = [row_of(entry, task) for entry in kept]
+    entries = checked_entries(path)
+    kept, left_out = export.sorted_out(entries, task, held_out(args, task), args.accepted_share)
+    rows, kept = fitting_rows(kept, task, left_out)
     preferences = [
-        preference_of(entry, row, task) for entry, row in zip(kept, rows, strict=True) if entry["action"] == "correct"
+        export.preference_of(entry, row, task)
+        for entry, row in zip(kept, rows, strict=True)
+        if entry["action"] == "correct"
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    manifest = args.out / "export.manifest.json"
-    manifest.unlink(missing_ok=True)
-    with written_whole(args.out / "training_rows.jsonl", args.out / "preference_pairs.jsonl") as (
-        rows_file,
-        preferences_file,
-    ):
-        rows_file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        preferences_file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in preferences)
+    write(args.out, rows, preferences)
     write_manifest(
-        manifest,
+        args.out / MANIFEST,
         clock,
         decisions={
             "sha256": sha256_file(path),
@@ -68,7 +51,7 @@ def main():
         preference_pairs=len(preferences),
         left_out=left_out,
     )
-    tell(args.out, rows, preferences, left_out)
+    report(args.out, rows, preferences, left_out)
 
 
 def parse_args():
@@ -90,7 +73,7 @@ def parse_args():
         "--accepted_share",
         type=float,
         default=ACCEPTED_SHARE,
-        help="share of the accepted pairs to take, drawn by hash (default 1); corrections are always taken",
+        help="share of the accepted cases to take, drawn by hash (default 1); corrections are always taken",
     )
     parser.add_argument("--out", type=Path, default=Path("reviews"), help="folder to write to (default reviews)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
@@ -100,70 +83,63 @@ def parse_args():
     return args
 
 
-def sorted_out(entries, held_out, accepted_share):
-    """(the decisions to export, {why: pairs that stay out})"""
-    verdicts = by_reviewer(entries)
-    kept = []
-    left_out = defaultdict(list)
-    for pair, entry in decisions.standing(entries).items():
-        said = verdicts[pair]
-        if pair in held_out:
-            left_out["test rows"].append(pair)
-        elif len(set(said.values())) > 1:
-            left_out["stewards disagree"].append({"pair": pair, "id": entry["id"], "verdicts": said})
-        elif entry["action"] == "accept" and int(pair[:8], 16) / 16**8 >= accepted_share:
-            left_out["accepted, not drawn"].append(pair)
-        else:
-            kept.append(entry)
-    return kept, dict(left_out)
+def checked_entries(path):
+    """All decisions of a file that is as it was written."""
+    wrong = decisions.problems(path)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
+        raise WorkFailed(f"{wrong[0]}{more}; make review-verify lists what is wrong, nothing was exported")
+    return list(decisions.read(path))
 
 
-def by_reviewer(entries):
-    """{pair: {reviewer: the verdict that stands}}"""
-    found = defaultdict(dict)
-    for reviewer in dict.fromkeys(entry["reviewer"] for entry in entries):
-        own = [entry for entry in entries if entry["reviewer"] == reviewer]
-        for pair, entry in decisions.standing(own).items():
-            found[pair][reviewer] = entry["result"]
+def held_out(args, task):
+    """The hashes of the test rows' cases."""
+    found = set()
+    if args.test.is_file():
+        found = {decisions.case_hash(task, row["input"]) for row in load_rows(args.test, task)}
+    if not found and not args.no_test:
+        raise UserError(
+            f"{args.test}: no such file, so nobody knows which {task.case}s must stay out of training; name it with "
+            "--test, or say --no_test"
+        )
     return found
 
 
-def row_of(entry, task):
-    """A labelled row; a corrected verdict's reasoning is the steward's, else made from the fields as the project's own
-    rows are.
-    """
-    if entry["action"] == "accept":
-        reasoning = entry["reasoning"] or entry["model_reasoning"]
-    else:
-        reasoning = entry["reasoning"] or task.module("reasons").reasoning(entry["result"], entry["input"])
-    return {
-        "id": f"review-{entry['pair'][:12]}",
-        "input": entry["input"],
-        "output": {task.verdict.key: entry["result"], "reasoning": reasoning},
-    }
+def fitting_rows(kept, task, left_out):
+    """(the rows, the decisions behind them); what would be no row of the task is left out."""
+    contract = TaskContract(task, Limits())
+    rows = []
+    behind = []
+    for entry in kept:
+        row = export.row_of(entry, contract)
+        if task.answer_problems(row["output"]):
+            left_out.setdefault("the answer does not fit the schema", []).append(entry["pair"])
+        else:
+            rows.append(row)
+            behind.append(entry)
+    return rows, behind
 
 
-def preference_of(entry, row, task):
-    refused = {task.verdict.key: entry["model_result"], "reasoning": entry["model_reasoning"]}
-    return {
-        "id": row["id"],
-        "prompt": task.messages(entry["input"]),
-        "chosen": task.completion(row["output"]),
-        "rejected": task.completion(refused),
-        "reason": entry["reason"],
-    }
+def write(out, rows, preferences):
+    """Both files; the manifest of an earlier export goes first."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
+    paths = (out / "training_rows.jsonl", out / "preference_pairs.jsonl")
+    with written_whole(*paths) as (rows_file, preferences_file):
+        rows_file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        preferences_file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in preferences)
 
 
-def tell(out, rows, preferences, left_out):
+def report(out, rows, preferences, left_out):
     print(
         f"{len(rows):,} rows in {out / 'training_rows.jsonl'}, {len(preferences):,} pairs in "
         f"{out / 'preference_pairs.jsonl'}"
     )
-    for why, pairs in left_out.items():
-        print(f"left out, {why}: {len(pairs):,}")
-        for one in [pair for pair in pairs if isinstance(pair, dict)][:20]:
-            said = ", ".join(f"{name} {verdict}" for name, verdict in one["verdicts"].items())
-            print(f"  {one['id'] or one['pair'][:12]}: {said}")
+    for why, cases in left_out.items():
+        print(f"left out, {why}: {len(cases):,}")
+        for one in [case for case in cases if isinstance(case, dict)][:MOST_LISTED]:
+            verdicts = ", ".join(f"{name} {verdict}" for name, verdict in one["verdicts"].items())
+            print(f"  {one['id'] or one['pair'][:12]}: {verdicts}")
 
 
 if __name__ == "__main__":

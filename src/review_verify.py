@@ -2,7 +2,7 @@
 reviews/decisions.jsonl
 
 The chain shows a changed, lost, moved or added line. Lines cut off at the end, or a file written anew from its
-beginning, it shows with --last_hash: a hash that an earlier check told and that was kept elsewhere.
+beginning, it shows with --last_hash: a hash that an earlier check printed and that was kept elsewhere.
 """
 
 import argparse

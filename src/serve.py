@@ -1,4 +1,5 @@
-"""Serve a model: python src/serve.py, then POST {"record1": {...}, "record2": {...}} to http://127.0.0.1:8080/match
+"""Serve a model: python src/serve.py, then POST a case to the task's route at http://127.0.0.1:8080, for the default
+task {"record1": {...}, "record2": {...}} to /match
 
 The model that ships with the project answers in this process; --model_path serves a trained one, --upstream asks an
 OpenAI-compatible server (vLLM, SGLang, llama.cpp) instead. Beyond this machine (--host) a key is wanted of every
@@ -16,34 +17,43 @@ from pathlib import Path
 
 from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, run
 from constrained_decode import engine_names, load_engine
-from language_model.model_folder import SHIPPED
 from service.settings import LOOPBACK, Limits, Settings, key_hashes, model_settings
+from service.task_contract import TaskContract
 from tasks import DEFAULT, load_task
 
-DRAINED_WITHIN_S = 60  # after SIGTERM, or as long as a request may take: who waits in line is still answered
+DRAINED_WITHIN_S = 60  # after SIGTERM, or as long as a request may take: a request that waits is still answered
+KEPT_ALIVE_S = 30
 MOST_PORT = 65_535
+LEAST = {"workers": 1, "queue": 1, "timeout": 0.1, "batch_size": 1, "port": 1}
 NOT_STARTED = "the service did not start; the lines above say why"
 
 
 def main():
     args = parse_args()
-    settings = settings_of(args)
+    task = load_task(args.task)
+    settings = settings_of(args, task)
     check_port(settings)
-    model_settings(settings)
+    model_settings(settings, task)
     quiet_libraries()
     settings.store()
-    serve(settings)
+    serve(settings, task)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    add_service_arguments(parser)
+    add_review_arguments(parser)
+    return parser.parse_args()
+
+
+def add_model_arguments(parser):
     parser.add_argument(
         "--model_path",
-        help=f"model folder (default {SHIPPED}); with --upstream its name there (default: the first that it lists)",
+        help="model folder (default: the one that ships for the task); with --upstream its name there (default: the "
+        "first that it lists)",
     )
-    parser.add_argument(
-        "--backend", default="hf", help=f"engine in this process: {', '.join(engine_names())} (default hf)"
-    )
+    parser.add_argument("--backend", default="hf", help=f"engine: {', '.join(engine_names())} (default hf)")
     parser.add_argument(
         "--upstream",
         help="address of an OpenAI-compatible server, as http://localhost:8000/v1; its key is in OPENAI_API_KEY",
@@ -54,15 +64,19 @@ def parse_args():
         default="",
         help='more arguments for a backend that is a server of its own: --engine_args="--dtype half"',
     )
+    parser.add_argument("--batch_size", type=int, help="answers at once (default: 64 on a GPU, 16 on a CPU)")
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+
+
+def add_service_arguments(parser):
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen at (default 127.0.0.1; 0.0.0.0 for all, which wants keys)",
     )
     parser.add_argument("--port", type=int, default=8080, help="port to listen at (default 8080)")
-    parser.add_argument("--keys", help="file with one API key a line; who has none is turned away")
+    parser.add_argument("--keys", help="file with one API key a line; a request without one gets 401")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with a model of its own (default 1)")
-    parser.add_argument("--batch_size", type=int, help="answers at once (default: 64 on a GPU, 16 on a CPU)")
     parser.add_argument(
         "--queue",
         type=int,
@@ -76,56 +90,37 @@ def parse_args():
         help=f"seconds that a request may take (default {Limits.timeout_s:g})",
     )
     parser.add_argument(
-        "--log_records", action="store_true", help="write the records into the log, for debugging; without it none are"
+        "--log_records",
+        action="store_true",
+        help="write what is asked into the log, for debugging; without it no text of a request is there",
     )
-    parser.add_argument(
-        "--review", help='file of pairs for the review page, one {"record1": {...}, "record2": {...}} a line'
-    )
+
+
+def add_review_arguments(parser):
+    parser.add_argument("--review", help="file of cases for the review page, one a line as ask.py reads them")
     parser.add_argument(
         "--keep_traffic",
         action="store_true",
         help="offer answered requests on the review page; they are kept in memory and, decided, on disk",
     )
     parser.add_argument("--reviews", default="reviews", help="folder of the stewards' decisions (default reviews)")
-    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
-    return parser.parse_args()
 
 
-def settings_of(args):
-    load_task(args.task)
+def settings_of(args, task):
     load_engine(args.backend)
-    for name, least in (("workers", 1), ("queue", 1), ("timeout", 0.1), ("batch_size", 1), ("port", 1)):
-        if (given := getattr(args, name)) is not None and not given >= least:
-            raise UserError(f"--{name} {given}: at least {least}")
-    if args.port > MOST_PORT:
-        raise UserError(f"--port {args.port}: at most {MOST_PORT}")
-    if args.backend == "openai_api" and not args.upstream:
-        raise UserError("--backend openai_api asks a server that is running: name it with --upstream")
-    if args.review:
-        existing_file(args.review, "pairs to review, one a line")
-    starts_server = not args.upstream and hasattr(load_engine(args.backend), "serve")
-    if starts_server and args.workers > 1:
-        raise UserError(
-            f"--workers {args.workers}: each would start a {args.backend} server of its own; start one, and give its "
-            "address as --upstream"
-        )
-    if args.engine_args and not starts_server:
-        raise UserError(
-            "--engine_args: no server is started here that they could go to; --backend vllm and sglang start one"
-        )
+    check_numbers(args)
+    check_engine(args, task)
+    check_review(args, task)
     if args.config:
         existing_file(args.config, "a YAML of configs/")
-    if args.keep_traffic and args.workers > 1:
-        raise UserError("--keep_traffic: kept requests are in one process's memory; --workers 1")
     hashes = key_hashes(args.keys)
     if args.host not in LOOPBACK and not hashes:
         raise UserError(
             f"--host {args.host}: whoever reaches this machine could ask; give --keys <file with one key a line>, or "
             "stay at 127.0.0.1"
         )
-    model_path = args.model_path or ("" if args.upstream else str(ROOT / SHIPPED))
     return Settings(
-        model_path=model_path,
+        model_path=args.model_path or ("" if args.upstream else str(ROOT / task.shipped)),
         task=args.task,
         backend=args.backend,
         upstream=args.upstream,
@@ -138,14 +133,55 @@ def settings_of(args):
         key_hashes=hashes,
         log_records=args.log_records,
         review_folder=args.reviews if args.review or args.keep_traffic else None,
-        review_pairs=args.review,
+        review_cases=args.review,
         keep_traffic=args.keep_traffic,
         limits=Limits(most_waiting=args.queue, timeout_s=args.timeout),
     )
 
 
+def check_numbers(args):
+    for name, least in LEAST.items():
+        given = getattr(args, name)
+        # Written so that NaN is refused too.
+        if given is not None and not given >= least:
+            raise UserError(f"--{name} {given}: at least {least}")
+    if args.port > MOST_PORT:
+        raise UserError(f"--port {args.port}: at most {MOST_PORT}")
+
+
+def check_engine(args, task):
+    module = load_engine(args.backend)
+    if module.NEEDS_ENDPOINT and not args.upstream:
+        raise UserError(f"--backend {args.backend} asks a server that is running: name it with --upstream")
+    starts_server = module.STARTS_SERVER and not args.upstream
+    if starts_server and args.workers > 1:
+        raise UserError(
+            f"--workers {args.workers}: each would start a {args.backend} server of its own; start one, and give its "
+            "address as --upstream"
+        )
+    if args.engine_args and not starts_server:
+        raise UserError(
+            "--engine_args: no server is started here that they could go to; --backend vllm and sglang start one"
+        )
+    if not (args.model_path or args.upstream or task.shipped):
+        raise UserError(
+            f"no model ships for the task {task.name}; train one with make train-<model> TASK={task.name} and give "
+            f"--model_path {task.under('outputs')}/<model>-merged"
+        )
+
+
+def check_review(args, task):
+    if (args.review or args.keep_traffic) and not task.verdict:
+        option = "--review" if args.review else "--keep_traffic"
+        raise UserError(f"{option}: a review accepts or corrects verdicts, and the task {task.name} has none")
+    if args.review:
+        existing_file(args.review, f"{task.case}s to review, one a line")
+    if args.keep_traffic and args.workers > 1:
+        raise UserError("--keep_traffic: kept requests are in one process's memory; --workers 1")
+
+
 def check_port(settings):
-    """A port that is in use is said before a model is loaded."""
+    """A port that is in use is reported before a model is loaded."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,7 +191,7 @@ def check_port(settings):
             raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; choose another --port") from None
 
 
-def serve(settings):
+def serve(settings, task):
     import uvicorn
 
     from service import app
@@ -168,13 +204,12 @@ def serve(settings):
         "log_level": "warning",
         "server_header": False,
         "timeout_graceful_shutdown": max(DRAINED_WITHIN_S, math.ceil(settings.limits.timeout_s) + 5),
-        "timeout_keep_alive": 30,
+        "timeout_keep_alive": KEPT_ALIVE_S,
     }
-    print(
-        f"starting at http://{settings.host}:{settings.port} (POST /match, the review page at /, the routes in "
-        "/openapi.json)",
-        flush=True,
-    )
+    route = TaskContract(task, settings.limits).route
+    page = "the review page at /, " if task.verdict else ""
+    where = f"http://{settings.host}:{settings.port}"
+    print(f"starting at {where} (POST {route}, {page}the routes in /openapi.json)", flush=True)
     if settings.workers > 1:
         with shared_metrics() as folder:
             uvicorn.run("service.app:application", workers=settings.workers, **options)

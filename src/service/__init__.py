@@ -1,4 +1,5 @@
-"""The HTTP service. line.py holds the requests that wait for the model, bodies.py reads what clients send, gate.py
-stands before every route (request ids, keys, logs, counts), app.py has the routes, chat.py those that ordinary OpenAI
-clients ask.
+"""The HTTP service. app.py builds it: gate.py stands before every route (request ids, keys, logs, counts), bodies.py
+reads what clients send, cases.py has the task's routes, chat.py those that ordinary OpenAI clients ask, review/ the
+stewards' page; answering.py holds the model and queue.py the requests that wait for it. task_contract.py says what of
+all this depends on the task.
 """

@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 class Json(JSONResponse):
-    """UTF-8, or escaped where a record's text cannot be written in it."""
+    """UTF-8, or escaped where a client's text cannot be written in it."""
 
     def render(self, content):
         return json_bytes(content)
@@ -88,49 +88,8 @@ def parsed(body):
         raise Refused(400, "not strict JSON: NaN, an infinite number or a key twice in one object") from None
 
 
-def checked_pair(value, limits):
-    """A pair of records, or what is wrong with it."""
-    if not isinstance(value, dict):
-        raise Refused(422, f"an object with record1 and record2 is wanted, found {kind_of(value)}")
-    missing = [name for name in ("record1", "record2") if name not in value]
-    if missing:
-        raise Refused(422, f"{' and '.join(missing)} missing")
-    if len(value) > 2:
-        raise Refused(422, "only record1 and record2 are read; there are other keys")
-    for name in ("record1", "record2"):
-        record = value[name]
-        if not isinstance(record, dict):
-            raise Refused(422, f"{name} must be an object, found {kind_of(record)}")
-        n_fields, depth = size_of(record)
-        if n_fields > limits.most_fields:
-            raise Refused(422, f"{name} has {n_fields:,} fields; {limits.most_fields} are read")
-        if depth > limits.most_levels:
-            raise Refused(422, f"{name} is nested {depth} levels deep; {limits.most_levels} are read")
-    return value
-
-
-def kind_of(value):
-    return {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
-        type(value), "a number"
-    )
-
-
-def size_of(value):
-    """(fields and list items at all levels, levels)"""
-    n = 0
-    deepest = 0
-    waiting = [(value, 1)]
-    while waiting:
-        one, level = waiting.pop()
-        inner = one.values() if isinstance(one, dict) else one
-        n = n + len(one)
-        deepest = max(deepest, level)
-        waiting += [(item, level + 1) for item in inner if isinstance(item, dict | list)]
-    return n, deepest
-
-
 async def while_there(request, work):
-    """The work's result; a client that hangs up meanwhile leaves the line."""
+    """The work's result; a client that hangs up meanwhile leaves the queue."""
     mine = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())
     try:

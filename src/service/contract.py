@@ -1,41 +1,46 @@
-"""What clients are promised: the routes' schemas, examples and errors, as /openapi.json tells them."""
+"""What clients are promised: the routes' schemas, examples and errors, as /openapi.json lists them.
+
+What depends on the task comes from its TaskContract; review/contract.py has the review's routes.
+"""
+
+from fastapi.openapi.utils import get_openapi
 
 VERSION = "1"
-DESCRIPTION = (
-    "Two records of a CRM in, a verdict out: DUPLICATE, POSSIBLE (a person should look) or NO_MATCH, with one sentence "
-    "why. "
-    "Every answer fits the schema, whatever the records hold."
-)
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-REASONS = {
-    400: "Not strict JSON in UTF-8",
-    401: "No key, or an unknown one",
-    404: "No such model or pair, or no review is set up",
-    408: "The body did not come in time",
-    409: "Nothing to undo, or the model's verdict is another now",
-    413: "Too large: the body, or the records for the model",
-    415: "Another content type than application/json",
-    421: "Without keys: another name than this machine's",
-    422: "Not a pair of records, or not within the limits",
-    429: "Too many requests are waiting",
-    502: "The model or its server sent no answer",
-    503: "Not ready",
-    504: "No answer in time",
-    507: "No space left to keep the decision",
-}
-PAIR = {
-    "record1": {"name": "Ann Lee", "phone": "+1 555 0101", "city": "Austin"},
-    "record2": {"full_name": "A. Lee", "telephone": "555-0101", "city": "Austin"},
-}
-VERDICT = {"result": "DUPLICATE", "reasoning": "Likely the same: phone and city match; name is similar."}
+OPEN_ROUTES = ("/healthz", "/readyz")  # need no key
+ASKED = (400, 401, 408, 413, 415, 422, 429, 502, 503, 504)  # how a request for an answer may end
+OBJECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
 
 
-def errors(*statuses):
+def meanings(contract):
+    """{status: what it means}"""
+    words = contract.words
+    review = f" or {words.case}, or no review is set up" if contract.task.verdict else ""
+    return {
+        400: "Not strict JSON in UTF-8",
+        401: "No key, or an unknown one",
+        404: f"No such model{review}",
+        408: "The body did not come in time",
+        409: "Nothing to undo, or the model's verdict is another now",
+        413: words.too_large,
+        415: "Another content type than application/json",
+        421: "Without keys: another name than this machine's",
+        422: f"Not {words.full_case}, or not within the limits",
+        429: "Too many requests are waiting",
+        502: "The model or its server sent no answer",
+        503: "Not ready",
+        504: "No answer in time",
+        507: "No space left to keep the decision",
+    }
+
+
+def errors(contract, *statuses):
     """The error answers of a route."""
+    meaning = meanings(contract)
     found = {}
     for status in (*statuses, *([421] if 401 in statuses else [])):
         found[status] = {
-            "description": REASONS[status],
+            "description": meaning[status],
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
         }
         if status in (429, 503):
@@ -45,129 +50,118 @@ def errors(*statuses):
     return found
 
 
-def json_body(schema, example):
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+def json_body(schema, example=None):
+    content = {"schema": schema} if example is None else {"schema": schema, "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-def answer(description, schema, example):
+def answer(description, schema, example=None):
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    if example is not None:
+        content["example"] = example
+    return {200: {"description": description, "content": {"application/json": content}}}
+
+
+def one_case(contract):
+    """The route that answers one case."""
+    words = contract.words
+    case, verdict = contract.schema_names()
+    example = None if contract.example_answer is None else contract.body(contract.example_answer)
     return {
-        200: {
-            "description": description,
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}},
-        }
+        "summary": f"One {words.case}, one {words.answer}",
+        "response_model": None,
+        "responses": answer(f"The {words.answer}", verdict, example) | errors(contract, *ASKED),
+        "openapi_extra": json_body({"$ref": f"#/components/schemas/{case}"}, contract.example),
     }
 
 
-ASKED = (400, 401, 408, 413, 415, 422, 429, 502, 503, 504)
-MATCH = {
-    "summary": "One pair, one verdict",
-    "response_model": None,
-    "responses": answer("The verdict", "Verdict", VERDICT) | errors(*ASKED),
-    "openapi_extra": json_body({"$ref": "#/components/schemas/Pair"}, PAIR),
-}
-BATCH = {
-    "summary": "Many pairs: a list, or one a line; one line of JSON each comes back, in order",
-    "response_model": None,
-    "responses": {
-        200: {
-            "description": "One verdict or error a line",
-            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-        }
+def many_cases(contract):
+    """The route that answers a list of cases."""
+    words = contract.words
+    lines = {"application/x-ndjson": {"schema": {"type": "string"}}}
+    # A wrong case is answered in its place, so the schema of an item allows anything.
+    item = {"description": f"{words.a_case.capitalize()}; what is none is told in its place"}
+    return {
+        "summary": f"Many {words.cases}: a list, or one a line; one line of JSON each comes back, in order",
+        "response_model": None,
+        "responses": {200: {"description": f"One {words.answer} or error a line", "content": lines}}
+        | errors(contract, 400, 401, 408, 413, 415, 422, 429, 503),
+        "openapi_extra": json_body(
+            {"type": "array", "minItems": 1, "items": item}, None if contract.example is None else [contract.example]
+        ),
     }
-    | errors(400, 401, 408, 413, 415, 422, 429, 503),
-    "openapi_extra": json_body(
-        {"type": "array", "minItems": 1, "items": {"description": "A pair; what is none is told in its place"}}, [PAIR]
-    ),
-}
+
+
 HEALTHZ = {"summary": "The process is alive", "responses": answer("Alive", "State", {"status": "ok"})}
-READYZ = {
-    "summary": "The model is loaded, its server answers",
-    "responses": answer("Ready", "State", {"status": "ready"})
-    | {
-        503: {
-            "description": REASONS[503],
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}},
-        }
-    },
-}
-METRICS = {
-    "summary": "Prometheus metrics",
-    "response_model": None,
-    "responses": {200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}}
-    | errors(401),
-}
+
+
+def readyz(contract):
+    not_ready = {
+        "description": meanings(contract)[503],
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/State"}}},
+    }
+    return {
+        "summary": "The model is loaded, its server answers",
+        "responses": answer("Ready", "State", {"status": "ready"}) | {503: not_ready},
+    }
+
+
+def metrics(contract):
+    text = {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {
+        "summary": "Prometheus metrics",
+        "response_model": None,
+        "responses": {200: text} | errors(contract, 401),
+    }
 
 
 def values(most_levels):
-    """{name: schema} of a record's values, one for each number of levels that they may nest."""
+    """{name: schema} of a case's values, one for each number of levels that they may nest."""
     plain = [{"type": kind} for kind in ("string", "number", "boolean", "null")]
     found = {}
     for n in range(most_levels):
         inner = {"$ref": f"#/components/schemas/Value{n - 1}"}
-        found[f"Value{n}"] = {
-            "anyOf": [
-                *plain,
-                *([{"type": "array", "items": inner}, {"type": "object", "additionalProperties": inner}] if n else []),
-            ]
-        }
+        nested = [{"type": "array", "items": inner}, {"type": "object", "additionalProperties": inner}]
+        found[f"Value{n}"] = {"anyOf": [*plain, *(nested if n else [])]}
     return found
 
 
-def schemas(settings):
-    value = {"$ref": f"#/components/schemas/Value{settings.limits.most_levels - 1}"}
-    record = {
-        "type": "object",
-        "additionalProperties": value,
-        "maxProperties": settings.limits.most_fields,
-        "description": f"Field names and values; up to {settings.limits.most_levels} levels deep",
-    }
-    shares = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1}}
-    return values(settings.limits.most_levels) | {
+def schemas(contract):
+    most_levels = contract.limits.most_levels
+    case, verdict = contract.schema_names()
+    return values(most_levels) | {
         "Error": ERROR,
         "State": {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]},
-        "Pair": {
-            "type": "object",
-            "properties": {"record1": record, "record2": record},
-            "required": ["record1", "record2"],
-            "additionalProperties": False,
-        },
-        "Verdict": {
-            "type": "object",
-            "required": ["result", "reasoning"],
-            "additionalProperties": False,
-            "properties": {
-                "result": {"enum": ["DUPLICATE", "POSSIBLE", "NO_MATCH"]},
-                "reasoning": {"type": "string", "minLength": 1, "maxLength": 320},
-                "probabilities": {"anyOf": [shares, {"type": "null"}]},
-                "closed_at_budget": {"type": "boolean"},
-                "evidence": {"type": "array", "items": {"type": "object"}},
-            },
-        },
+        case: contract.case_schema({"$ref": f"#/components/schemas/Value{most_levels - 1}"}),
+        verdict: contract.answer_schema(),
     }
 
 
-def describe(app, settings):
+def describe(app, contract, wants_key):
     """Put the schemas where the routes' descriptions look for them."""
-    from fastapi.openapi.utils import get_openapi
 
     def openapi():
         if not app.openapi_schema:
             found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             parts = found.setdefault("components", {})
-            parts.setdefault("schemas", {}).update(schemas(settings))
-            if settings.key_hashes:
-                parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-                for path, routes in found["paths"].items():
-                    if path not in ("/healthz", "/readyz"):
-                        for route in routes.values():
-                            route["security"] = [{"key": []}]
+            parts.setdefault("schemas", {}).update(schemas(contract))
+            if wants_key:
+                ask_for_key(found)
             app.openapi_schema = found
         return app.openapi_schema
 
     app.openapi = openapi
 
 
-def said_by(role):
+def ask_for_key(described):
+    described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, routes in described["paths"].items():
+        if path not in OPEN_ROUTES:
+            for route in routes.values():
+                route["security"] = [{"key": []}]
+
+
+def message_of(role):
     return {
         "type": "object",
         "properties": {"role": {"const": role}, "content": {"type": "string"}},
@@ -175,119 +169,38 @@ def said_by(role):
     }
 
 
-def few(*items):
+def tuple_of(*items):
     return {"type": "array", "minItems": len(items), "maxItems": len(items), "prefixItems": list(items)}
 
 
-MODELS = {
-    "summary": "The model's name for OpenAI clients",
-    "responses": {200: {"description": "One model", "content": {"application/json": {"schema": {"type": "object"}}}}}
-    | errors(401),
-}
-CHAT = {
-    "summary": "The same model for OpenAI clients; it answers by its own schema whatever is asked",
-    "response_model": None,
-    "responses": {
-        200: {
-            "description": "A completion, or with stream its pieces",
-            "content": {
-                "application/json": {"schema": {"type": "object", "required": ["choices", "usage"]}},
-                "text/event-stream": {},
-            },
-        }
+def models(contract):
+    return {
+        "summary": "The model's name for OpenAI clients",
+        "responses": {200: {"description": "One model"} | OBJECT} | errors(contract, 401),
     }
-    | errors(*ASKED, 404),
-    "openapi_extra": json_body(
-        {
-            "type": "object",
-            "required": ["messages"],
-            "properties": {
-                "model": {"const": "steward"},
-                "stream": {"type": ["boolean", "null"]},
-                "logprobs": {"type": ["boolean", "null"]},
-                "messages": {"anyOf": [few(said_by("user")), few(said_by("system"), said_by("user"))]},
-            },
-        },
-        {
-            "model": "steward",
-            "messages": [{"role": "user", "content": '{"record1":{"name":"Ann Lee"},"record2":{"name":"A. Lee"}}'}],
-        },
-    ),
-}
 
-REVIEW_NEXT = {
-    "summary": "The pair to review next, least certain first",
-    "responses": {
-        200: {
-            "description": "A card, or null where nothing waits",
-            "content": {"application/json": {"schema": {"type": "object"}}},
-        }
+
+def chat(contract):
+    has_schema = contract.task.answer in ("verdict", "json")
+    its_own = "; it answers by its own schema whatever is asked" if has_schema else ""
+    completion = {"type": "object", "required": ["choices", "usage"]}
+    asked = {
+        "model": {"const": "steward"},
+        "stream": {"type": ["boolean", "null"]},
+        # Only a verdict's probabilities are known.
+        "logprobs": {"type": ["boolean", "null"]} if contract.task.verdict else {"enum": [False, None]},
+        "messages": {"anyOf": [tuple_of(message_of("user")), tuple_of(message_of("system"), message_of("user"))]},
     }
-    | errors(401, 404, 422, 503),
-}
-NAME = {"type": "string", "pattern": "^\\S.{0,98}$"}
-SAID = {
-    "pair": {"type": "string"},
-    "reviewer": NAME,
-    "seconds": {"type": "number", "minimum": 0, "maximum": 86_400},
-    "blind": {"type": "boolean"},
-    "shown": {"type": "string", "description": "The model's verdict that the reviewer saw"},
-    "reason": {"type": "string", "maxLength": 1000},
-    "reasoning": {"type": "string", "minLength": 1, "maxLength": 320},
-}
-DECISION = {
-    "anyOf": [
-        {
-            "type": "object",
-            "required": ["pair", "action", "verdict", "reviewer"],
-            "properties": SAID
-            | {"action": {"const": "decide"}, "verdict": {"enum": ["DUPLICATE", "POSSIBLE", "NO_MATCH"]}},
-        },
-        {
-            "type": "object",
-            "required": ["pair", "action", "reviewer"],
-            "properties": SAID | {"action": {"const": "skip"}},
-        },
-    ]
-}
-REVIEW_DECIDE = {
-    "summary": "Decide a pair, or skip it; on the disk before it is acknowledged",
-    "response_model": None,
-    "responses": {
-        200: {
-            "description": "The decision's number and hash",
-            "content": {"application/json": {"schema": {"type": "object"}}},
+    example = {"model": "steward", "messages": [{"role": "user", "content": contract.chat_example()}]}
+    return {
+        "summary": f"The same model for OpenAI clients{its_own}",
+        "response_model": None,
+        "responses": {
+            200: {
+                "description": "A completion, or with stream its pieces",
+                "content": {"application/json": {"schema": completion}, "text/event-stream": {}},
+            }
         }
+        | errors(contract, *ASKED, 404),
+        "openapi_extra": json_body({"type": "object", "required": ["messages"], "properties": asked}, example),
     }
-    | errors(400, 401, 404, 408, 409, 413, 415, 422, 503, 507),
-    "openapi_extra": json_body(
-        DECISION,
-        {
-            "pair": "6f1d...",
-            "action": "decide",
-            "verdict": "NO_MATCH",
-            "reason": "other person, same household",
-            "reviewer": "kim",
-            "seconds": 8.2,
-        },
-    ),
-}
-REVIEW_UNDO = {
-    "summary": "Take back the reviewer's last decision",
-    "response_model": None,
-    "responses": {
-        200: {
-            "description": "The pair that is open again",
-            "content": {"application/json": {"schema": {"type": "object"}}},
-        }
-    }
-    | errors(400, 401, 404, 408, 409, 413, 415, 422, 503, 507),
-    "openapi_extra": json_body(
-        {"type": "object", "required": ["reviewer"], "properties": {"reviewer": NAME}}, {"reviewer": "kim"}
-    ),
-}
-REVIEW_STATISTICS = {
-    "summary": "Agreement, overrides, time a pair",
-    "responses": {200: {"description": "Numbers", "content": {"application/json": {"schema": {"type": "object"}}}}}
-    | errors(401, 404, 503),
-}

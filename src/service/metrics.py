@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from functools import lru_cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -15,12 +16,17 @@ HTTP_SECONDS = Histogram(
     ["route"],
     buckets=SECONDS,
 )
-MODEL_SECONDS = Histogram("steward_answer_seconds", "From joining the line to the model's answer", buckets=SECONDS)
-VERDICTS = Counter("steward_verdicts_total", "Answers by verdict", ["result"])
+MODEL_SECONDS = Histogram("steward_answer_seconds", "From joining the queue to the model's answer", buckets=SECONDS)
 CLOSED = Counter("steward_closed_at_budget_total", "Answers that the token budget made the guarantee end")
 FAILED = Counter("steward_unanswered_total", "Requests that the model or its server left without an answer", ["why"])
 IN_FLIGHT = Gauge("steward_in_flight", "Requests being worked on", multiprocess_mode="livesum")
-QUEUE = Gauge("steward_queue_depth", "Requests waiting for the model", multiprocess_mode="livesum")
+QUEUE_DEPTH = Gauge("steward_queue_depth", "Requests waiting for the model", multiprocess_mode="livesum")
+
+
+@lru_cache
+def verdicts(key):
+    """The count of answers by verdict; its label is named as the answer's key is."""
+    return Counter("steward_verdicts_total", "Answers by verdict", [key])
 
 
 def text(shared):
@@ -34,7 +40,7 @@ def text(shared):
 
 
 def forget_the_dead(folder):
-    """A killed process's requests are under way no more."""
+    """A killed process's requests are no longer being worked on."""
     for path in folder.glob("gauge_live*_*.db"):
         pid = int(path.stem.rpartition("_")[2])
         try:

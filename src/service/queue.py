@@ -1,4 +1,4 @@
-"""The line in which requests wait for the model. It has a length: whoever comes when it is full is turned away at once,
+"""The queue in which requests wait for the model. It has a length: a request that finds it full is turned away at once,
 with a time to come again.
 
 Worker threads take from it. An engine in this process has one, which answers whatever waits as one batch; a server
@@ -14,15 +14,16 @@ from collections import deque
 from dataclasses import dataclass
 
 from common import UserError
-from service.metrics import QUEUE, place_of
+from service.metrics import QUEUE_DEPTH, place_of
 
 LINGER_SHARE = 0.05  # of the last batch's time, which the next one waits for those that were just answered to ask again
 LONGEST_LINGER_S = 0.05
-RECENT = 50  # answers whose time tells how long the line takes
+RECENT = 50  # answers whose time tells how fast the queue moves
+FIRST_GUESS_S = 0.1  # an answer, before there was one
 
 
 class Busy(Exception):
-    """The line is full, or the service is going down; `after_s` says when to come again."""
+    """The queue is full, or the service is going down; `after_s` says when to come again."""
 
     def __init__(self, after_s):
         super().__init__("too many requests are waiting")
@@ -34,18 +35,18 @@ class TooLong(Exception):
 
 
 class Unanswered(Exception):
-    """The engine failed; the words are for an operator and hold no record's text."""
+    """The engine failed; the words are for an operator and hold no text of a case."""
 
 
 @dataclass(eq=False)
 class Waiting:
     messages: list
-    with_shares: bool  # of the labels; an engine in this process tells them always
+    with_shares: bool  # of the labels; an engine in this process gives them always
     loop: object
     future: object
 
-    def tell(self, result):
-        """Hand the result over, from a worker's thread; whoever has stopped waiting gets nothing."""
+    def resolve(self, result):
+        """Hand the result over, from a worker's thread; a request that has stopped waiting gets nothing."""
         self.loop.call_soon_threadsafe(self._settle, result)
 
     def _settle(self, result):
@@ -57,7 +58,7 @@ class Waiting:
             self.future.set_result(result)
 
 
-class Line:
+class Queue:
     def __init__(self, engine, most_waiting, n_workers=1, most_at_once=1):
         self.engine = engine
         self.most_waiting = most_waiting
@@ -85,7 +86,7 @@ class Line:
             if not self.is_open or len(self.waiting) >= self.most_waiting:
                 raise Busy(self.wait_s())
             self.waiting.append(mine)
-            QUEUE.inc()
+            QUEUE_DEPTH.inc()
             self.n_inside += 1
             self.most_inside = max(self.most_inside, self.n_inside)
             self.changed.notify()
@@ -95,12 +96,12 @@ class Line:
             self._leave(mine)
 
     def wait_s(self):
-        """Whole seconds after which the line, as long as it is now, will have moved on."""
-        each = sum(self.recent) / len(self.recent) if self.recent else 0.1
+        """Whole seconds after which the queue, as long as it is now, will have moved on."""
+        each = sum(self.recent) / len(self.recent) if self.recent else FIRST_GUESS_S
         return max(1, math.ceil(each * len(self.waiting)))
 
     def close(self):
-        """Let nobody in any more; who waits is still answered."""
+        """Take in no request any more; those that wait are still answered."""
         self.is_open = False
 
     def _leave(self, mine):
@@ -109,7 +110,7 @@ class Line:
             if not mine.future.done() or mine.future.cancelled():
                 with contextlib.suppress(ValueError):
                     self.waiting.remove(mine)
-                    QUEUE.dec()
+                    QUEUE_DEPTH.dec()
 
     def _take(self):
         """The next batch: what waits, after a moment for those to come back who were there before. Else two halves of
@@ -124,7 +125,7 @@ class Line:
                 self.changed.wait(left)
             self.most_inside = self.n_inside
             batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most_at_once))]
-            QUEUE.dec(len(batch))
+            QUEUE_DEPTH.dec(len(batch))
             return batch
 
     def _work(self):
@@ -135,47 +136,48 @@ class Line:
                 self._answer(batch)
             except Exception as error:
                 self.is_broken = True
-                tell_all(batch, Unanswered(place_of(error)))
+                resolve_all(batch, Unanswered(place_of(error)))
             seconds = time.monotonic() - start
             self.linger_s = min(LONGEST_LINGER_S, LINGER_SHARE * seconds)
             if batch:
                 self.recent.append(seconds / len(batch) / self.n_workers)
 
     def _answer(self, batch):
-        if hasattr(self.engine, "answer"):
+        if self.engine.is_elsewhere:
             for one in batch:
-                one.tell(self._answer_of(one))
+                one.resolve(self._asked(one))
             return
-        if not (fitting := self._sorted_out(batch)):
+        fitting = self._fitting(batch)
+        if not fitting:
             return
         for at, answer in self.engine.answers([one.messages for one in fitting]):
-            # Before anyone hears of an answer, the engine counts as whole again.
+            # Before anyone gets an answer, the engine counts as whole again.
             self.is_broken = False
-            fitting[at].tell(answer)
+            fitting[at].resolve(answer)
 
-    def _sorted_out(self, batch):
-        """Those whose prompts the model can read; the others are told: one odd prompt must not fail its batch."""
+    def _fitting(self, batch):
+        """Those whose prompts the model can read; the others are refused: one odd prompt must not fail its batch."""
         fitting = []
         for one in batch:
             try:
                 self.engine.check_prompt(one.messages)
                 fitting.append(one)
             except Exception as error:
-                one.tell(refusal(error))
+                one.resolve(refusal(error))
         return fitting
 
-    def _answer_of(self, one):
+    def _asked(self, one):
         try:
-            return self.engine.answer(one.messages, one.with_shares)
+            return self.engine.ask(one.messages, with_shares=one.with_shares)
         except Exception as error:
             return refusal(error)
 
 
 def refusal(error):
-    """What an engine raised, as whoever waits should hear it; an engine's UserError is about the prompt's length."""
+    """What an engine raised, as the request gets it; an engine's UserError is about the prompt's length."""
     return TooLong(str(error)) if isinstance(error, UserError) else Unanswered(place_of(error))
 
 
-def tell_all(batch, result):
+def resolve_all(batch, result):
     for one in batch:
-        one.tell(result)
+        one.resolve(result)

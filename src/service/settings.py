@@ -6,6 +6,7 @@ import json
 import os
 
 from common import UserError, existing_file
+from language_model.model_folder import model_config, served_config
 
 VARIABLE = "STEWARD_SERVICE"
 KEYS = "STEWARD_API_KEYS"
@@ -18,7 +19,7 @@ class Limits:
     most_batch_bytes: int = 16_777_216
     most_fields: int = 200
     most_levels: int = 4
-    most_waiting: int = 256  # requests in line; the next one gets 429
+    most_waiting: int = 256  # requests in the queue; the next one gets 429
     timeout_s: float = 30.0  # from a request's arrival to its answer
 
 
@@ -37,7 +38,7 @@ class Settings:
     key_hashes: tuple = ()  # SHA-256 of each key that may ask
     log_records: bool = False
     review_folder: str | None = None
-    review_pairs: str | None = None  # pairs to review
+    review_cases: str | None = None  # file of cases to review
     keep_traffic: bool = False  # answered requests are offered for review
     limits: Limits = dataclasses.field(default_factory=Limits)
 
@@ -77,7 +78,5 @@ def hash_of_key(key):
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def model_settings(settings):
-    from language_model import model_folder
-
-    return model_folder.served_config(settings) if settings.upstream else model_folder.model_config(settings)
+def model_settings(settings, task):
+    return served_config(settings, task) if settings.upstream else model_config(settings, task)

@@ -183,7 +183,7 @@ def client():
             yield client
         return
     folder = ROOT / "models/steward-mini"
-    engine = load_engine("hf").load(folder, TASK, model_config(SimpleNamespace(config=None, model_path=folder)))
+    engine = load_engine("hf").load(folder, TASK, model_config(SimpleNamespace(config=None, model_path=folder), TASK))
     with pytest.MonkeyPatch.context() as patch, running(engine, patch) as client:
         yield client
 
@@ -241,7 +241,7 @@ def test_a_batch_comes_back_whole_and_in_order(client, is_lines):
     told = [json.loads(line) for line in response.text.splitlines()]
     assert response.status_code == 200 and [one.get("status") for one in told[5:7]] == [422, 422]
     assert [one["evidence"] for at, one in enumerate(told) if at not in (5, 6)] == [
-        TASK.module("data").field_evidence(case) for at, case in enumerate(cases) if at not in (5, 6)
+        TASK.hook("service", "evidence")(case) for at, case in enumerate(cases) if at not in (5, 6)
     ]
     assert all(one["result"] in TASK.verdict.labels for at, one in enumerate(told) if at not in (5, 6))
 

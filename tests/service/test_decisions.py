@@ -18,34 +18,11 @@ import review_verify
 from common import ROOT
 from service.review import decisions
 from support.pipeline import exit_code
+from support.reviewing import corrected, decision
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
 TASK = load_task()
-
-
-def decision(at, **facts):
-    case = facts.pop("case", {"record1": {"name": f"Ann {at}"}, "record2": {"name": f"Anne {at}"}})
-    return {
-        "action": "accept",
-        "pair": decisions.pair_hash(TASK, case),
-        "id": None,
-        "input": case,
-        "model": "m:1",
-        "model_result": "POSSIBLE",
-        "model_reasoning": "Needs review: name is similar.",
-        "model_probability": 0.6,
-        "result": "POSSIBLE",
-        "reasoning": None,
-        "reason": None,
-        "reviewer": "kim",
-        "seconds": 2.0,
-        "blind": False,
-    } | facts
-
-
-def corrected(at, result="NO_MATCH", **facts):
-    return decision(at, action="correct", result=result, reason="other person, near name", **facts)
 
 
 @pytest.fixture
@@ -131,7 +108,8 @@ def test_a_full_disk_leaves_the_file_as_it_was(book, monkeypatch):
 
 def test_threads_and_processes_write_one_chain(book):
     script = (
-        "import sys; sys.path[:0] = ['src', 'tests']\nimport decisions; from test_decisions import decision\n"
+        "import sys; sys.path[:0] = ['src', 'tests']\n"
+        "from service.review import decisions; from support.reviewing import decision\n"
         f"book = decisions.Decisions({str(book.path)!r})\nfor at in range(40): book.add(decision(at))"
     )
     others = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) for _ in range(2)]
@@ -147,7 +125,8 @@ def test_threads_and_processes_write_one_chain(book):
 def test_a_killed_writer_loses_at_most_what_it_had_not_acknowledged(tmp_path):
     path = tmp_path / "decisions.jsonl"
     script = (
-        "import sys; sys.path[:0] = ['src', 'tests']\nimport decisions; from test_decisions import decision\n"
+        "import sys; sys.path[:0] = ['src', 'tests']\n"
+        "from service.review import decisions; from support.reviewing import decision\n"
         f"book = decisions.Decisions({str(path)!r})\nfor at in range(100000): print(book.add(decision(at))['n'], "
         "flush=True)"
     )
@@ -175,11 +154,11 @@ def test_the_latest_decision_that_nobody_took_back_stands(book):
 def test_a_pairs_name_does_not_depend_on_order():
     a = {"name": "Ann", "city": "Rome"}
     b = {"city": "Bonn", "name": "Bea"}
-    one = decisions.pair_hash(TASK, {"record1": a, "record2": b})
+    one = decisions.case_hash(TASK, {"record1": a, "record2": b})
     assert (
         one
-        == decisions.pair_hash(TASK, {"record2": dict(reversed(a.items())), "record1": b})
-        != decisions.pair_hash(TASK, {"record1": a, "record2": a})
+        == decisions.case_hash(TASK, {"record2": dict(reversed(a.items())), "record1": b})
+        != decisions.case_hash(TASK, {"record1": a, "record2": a})
     )
 
 

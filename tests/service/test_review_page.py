@@ -30,8 +30,9 @@ SENTENCES = {
     "POSSIBLE": "Needs review: name matches; city differs.",
     "NO_MATCH": "No match: name differs.",
 }
-HANGS_OUT = """[...document.querySelectorAll("body *")].filter((one) => one.getBoundingClientRect().right > window.innerWidth + 1
-    && !one.closest(".hidden")).map((one) => one.outerHTML.slice(0, 90))"""
+HANGS_OUT = """[...document.querySelectorAll("body *")]
+    .filter((one) => one.getBoundingClientRect().right > window.innerWidth + 1)
+    .filter((one) => !one.closest(".hidden")).map((one) => one.outerHTML.slice(0, 90))"""
 NASTY = "<img src=x onerror=alert(1)> & <b>bold</b> \"' \u202e"
 
 
@@ -81,7 +82,7 @@ def review(tmp_path, monkeypatch, browser):
             (tmp_path / "pairs.jsonl").write_text(
                 "".join(json.dumps(pair) + "\n" for pair in pairs(n)), encoding="utf-8"
             )
-            files = {"review_folder": str(tmp_path / "reviews"), "review_pairs": str(tmp_path / "pairs.jsonl")}
+            files = {"review_folder": str(tmp_path / "reviews"), "review_cases": str(tmp_path / "pairs.jsonl")}
             client = stack.enter_context(running(Judge(), monkeypatch, **files, **settings))
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             errors = []

@@ -23,15 +23,18 @@ import jsonschema
 import pytest
 
 import serve
-import service.app
+import service.answering
+import service.cases
 import service.memory
-import service.review
+import service.review.desk
+import tasks.crm.service
 from common import ROOT, UserError, WorkFailed
 from constrained_decode import Answer, openai_api
 from load import model_server
 from service import metrics
 from service.review import decisions
 from service.settings import Limits, key_hashes
+from service.task_contract import TaskContract
 from support.endpoint import GOOD, Server, cut, hang, saying
 from support.pipeline import exit_code
 from support.serving import PAIR, REFUSED, SHARES, TASK, Model, log_of, running
@@ -205,13 +208,15 @@ def test_the_projects_own_engine_can_ask_the_service(served, streams):
         SimpleNamespace(gen=SimpleNamespace(max_new_tokens=64, temperature=0.0, top_p=1.0)),
         endpoint=f"{str(client.base_url).rstrip('/')}/v1",
     )
-    answer = engine.ask(TASK.messages(PAIR)) if streams else dict(engine.answers([TASK.messages(PAIR)]))[0]
+    answer = (
+        engine.ask(TASK.messages(PAIR), streams=True) if streams else dict(engine.answers([TASK.messages(PAIR)]))[0]
+    )
     assert answer.text == GOOD and answer.finish_reason == "stop" and answer.completion_tokens == 20
     assert answer.probabilities == pytest.approx(SHARES)
 
 
 def test_answered_requests_can_be_kept_for_review_the_least_certain_of_them(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(service.review, "MOST_PASSING", 3)
+    monkeypatch.setattr(service.review.desk, "MOST_PASSING", 3)
 
     class Growing(Model):
         def answers(self, conversations):
@@ -236,7 +241,7 @@ def review_files(tmp_path, n):
     (tmp_path / "pairs.jsonl").write_text(
         "".join(json.dumps(row["input"]) + "\n" for row in synthetic_rows(n, 6)), encoding="utf-8"
     )
-    return {"review_folder": str(tmp_path / "reviews"), "review_pairs": str(tmp_path / "pairs.jsonl")}
+    return {"review_folder": str(tmp_path / "reviews"), "review_cases": str(tmp_path / "pairs.jsonl")}
 
 
 def all_answered(client, n):
@@ -364,7 +369,7 @@ def test_an_undo_sees_what_another_process_decided(served, tmp_path):
 
 
 def test_pairs_are_tried_again_when_the_model_could_not_answer(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(service.review, "AFTER_FAILURE_S", 0.05)
+    monkeypatch.setattr(service.review.desk, "AFTER_FAILURE_S", 0.05)
 
     class Recovering(Model):
         def answers(self, conversations):
@@ -383,7 +388,7 @@ def test_a_chain_that_was_changed_is_not_added_to(tmp_path):
     decisions.Decisions(path).add({"action": "skip", "pair": "p", "reviewer": "kim"})
     path.write_bytes(path.read_bytes().replace(b"kim", b"lee"))
     with pytest.raises(WorkFailed, match="make review-verify lists what is wrong"):
-        service.review.Reviews(SimpleNamespace(task=TASK), tmp_path)
+        service.review.desk.Reviews(TaskContract(TASK, Limits()), tmp_path, None, "m:1", None, None)
 
 
 def test_review_routes_say_what_is_missing(served):
@@ -464,7 +469,7 @@ def test_a_model_that_writes_no_answer_gives_no_verdict(served):
 
 
 def test_a_broken_model_is_not_ready_until_it_answers_again(served, monkeypatch):
-    monkeypatch.setattr(service.app, "READY_EVERY_S", 0.1)
+    monkeypatch.setattr(service.answering, "READY_EVERY_S", 0.1)
 
     class Breaking(Model):
         is_whole = True
@@ -495,7 +500,7 @@ def test_one_request_that_broke_the_model_does_not_make_it_unready(served):
 def test_what_broke_the_model_is_in_the_log_by_its_place_alone(served, capfd):
     served().post("/match", json={"record1": {"a": "explode Zebulon"}, "record2": {}})
     log = log_of(capfd, '"route": "/match"')
-    assert '"cause": "ValueError at test_serve.py' in log and not any(word in log for word in SECRETS)
+    assert '"cause": "ValueError at serving.py' in log and not any(word in log for word in SECRETS)
 
 
 HALF = '{"record1": {"name": "\\ud800"}, "record2": {"name": "\\ud800x"}}'
@@ -542,7 +547,7 @@ def test_few_batches_at_a_time_so_that_others_find_room(served):
     model.gate.clear()
     client = served(model)
     with ThreadPoolExecutor(4) as pool:
-        under_way = [pool.submit(client.post, "/match/batch", json=[PAIR]) for _ in range(service.app.MOST_BATCHES)]
+        under_way = [pool.submit(client.post, "/match/batch", json=[PAIR]) for _ in range(service.cases.MOST_BATCHES)]
         until = time.monotonic() + 10
         while "steward_in_flight 4.0" not in client.get("/metrics").text and time.monotonic() < until:
             time.sleep(0.02)
@@ -657,7 +662,7 @@ def test_the_log_holds_no_record_text_and_no_traceback(served, capfd):
 def test_an_error_that_nobody_expected_shows_no_words_of_the_client(served, monkeypatch, capfd):
     client = served()
     monkeypatch.setattr(
-        service.app, "checked_pair", lambda value, limits: (_ for _ in ()).throw(RuntimeError(f"odd: {value}"))
+        tasks.crm.service, "check_body", lambda value, limits: (_ for _ in ()).throw(RuntimeError(f"odd: {value}"))
     )
     response = client.post("/match", json=PAIR)
     log = log_of(capfd, "RuntimeError")
@@ -759,8 +764,8 @@ def test_an_engine_that_is_a_server_is_started_and_stopped_with_the_service(upst
         yield server.endpoint, {}
         life.append("stopped")
 
-    module = SimpleNamespace(serve=start, connect=openai_api.connect)
-    monkeypatch.setattr(service.app, "load_engine", lambda name: module)
+    module = SimpleNamespace(serve=start, connect=openai_api.connect, STARTS_SERVER=True)
+    monkeypatch.setattr(service.answering, "load_engine", lambda name: module)
     with running(backend="vllm", engine_args="--dtype half") as client:
         assert client.post("/match", json=PAIR).json() == json.loads(GOOD) and life == ["started --dtype half"]
     assert life[1:] == ["stopped"]
@@ -787,7 +792,7 @@ def test_a_server_that_fails_gives_no_verdict(upstream, behave, status, why, cap
 
 
 def test_a_server_that_goes_down_makes_the_service_not_ready(upstream, monkeypatch):
-    monkeypatch.setattr(service.app, "READY_EVERY_S", 0.0)
+    monkeypatch.setattr(service.answering, "READY_EVERY_S", 0.0)
     server = upstream(saying(GOOD))
     with before(server) as client:
         assert client.get("/readyz").status_code == 200

@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import httpx2
 import uvicorn
 
+import service.answering
 import service.app
-import service.memory
-import service.review
 from common import ROOT, UserError
-from constrained_decode import Answer
+from constrained_decode import Answer, Engine
 from load import model_server
 from service.settings import Settings
 from support.endpoint import GOOD
@@ -28,13 +27,14 @@ PAIR = {
 SHARES = {"DUPLICATE": 0.2, "POSSIBLE": 0.7, "NO_MATCH": 0.1}
 
 
-class Model:
+class Model(Engine):
     """An engine in the process that answers as the test says."""
 
     batch_size = 4
 
-    def __init__(self, text=GOOD, seconds=0.0):
+    def __init__(self, text=GOOD, seconds=0.0, shares=SHARES):
         self.text = text
+        self.shares = shares
         self.seconds = seconds
         self.batches = []
         self.gate = threading.Event()
@@ -51,7 +51,7 @@ class Model:
         for at, messages in enumerate(conversations):
             if "explode" in messages[-1]["content"]:
                 raise ValueError(f"cannot read {messages[-1]['content']}")
-            yield at, Answer(self.text, "stop", 50, 20, dict(SHARES), 0.01)
+            yield at, Answer(self.text, "stop", 50, 20, self.shares and dict(self.shares), 0.01)
 
 
 @contextlib.contextmanager
@@ -61,7 +61,8 @@ def running(engine=None, monkeypatch=None, **settings):
         **{"model_path": str(ROOT / "models/steward-mini"), "task": "crm", "port": model_server.free_port()} | settings
     )
     if engine:
-        monkeypatch.setattr(service.app, "load_engine", lambda name: SimpleNamespace(load=lambda *_, **__: engine))
+        module = SimpleNamespace(load=lambda *_, **__: engine, STARTS_SERVER=False, NEEDS_ENDPOINT=False)
+        monkeypatch.setattr(service.answering, "load_engine", lambda name: module)
     # A test's thread has a context of its own, as a process has.
     context = contextvars.copy_context()
     server = uvicorn.Server(

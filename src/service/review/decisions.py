@@ -20,9 +20,26 @@ from common import sha256_text, to_json
 FIRST = "0" * 64  # what the first decision names as the one before
 
 
-def pair_hash(task, case):
-    """A pair's name: the same whichever record stands first and however keys are ordered."""
-    return sha256_text(to_json(task.module("data").canonical(case)))
+# What an entry, a card or a request for a decision holds beside the keys of a task's answer.
+OWN_KEYS = frozenset(
+    "n time action pair id input model probability reason reviewer seconds blind previous hash of rows records "
+    "probabilities verdict shown".split()
+)
+
+
+def entry_key(name):
+    """The key of an answer's value in an entry or on a card: its own, unless that has a meaning here."""
+    return f"answer_{name}" if name in OWN_KEYS else name
+
+
+def model_key(name):
+    """The key of an entry under which the model's value stands, beside the reviewer's."""
+    return f"model_{entry_key(name)}"
+
+
+def case_hash(task, case):
+    """A case's name, an entry's `pair`: the same in whatever order a prompt shows as the same."""
+    return sha256_text(to_json(task.canonical(case)))
 
 
 class Decisions:
@@ -43,7 +60,7 @@ class Decisions:
             yield file
 
     def add(self, decision):
-        """Write one decision; returns it with its number and hashes, or raises OSError and leaves the file as it was."""
+        """Write one decision; returns it with number and hashes, or raises OSError and leaves the file as it was."""
         with self.exclusively() as file:
             cut_off(file)  # another process may have been stopped in the middle of its line
             before = last_line(file)
@@ -152,7 +169,7 @@ def problems(path):
 
 
 def standing(entries):
-    """{pair: the decision that counts}: the latest of each pair that nobody took back; what was skipped does not count."""
+    """{case's hash: the decision that counts}: the latest that nobody took back; what was skipped does not count."""
     undone = {entry["of"] for entry in entries if entry["action"] == "undo"}
     found = {}
     for entry in entries:

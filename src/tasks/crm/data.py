@@ -62,22 +62,15 @@ SIDES_NOTE = (
 def case_of_words(words):
     """A pair from two words of a command line, each a record as JSON."""
     if len(words) != len(RECORDS):
-        raise ValueError("give two records as JSON")
-    return dict(zip(RECORDS, map(parse_json, words), strict=True))
+        raise ValueError(f"two records as JSON are wanted, found {len(words)}")
+    return {name: json_of(name, word) for name, word in zip(RECORDS, words, strict=True)}
 
 
-def field_evidence(case):
-    """How the two records agree, field by field, in words that a program can show; what nobody compares stands last."""
-    from tasks.crm.fields import evidence, uncompared
-
-    compared = [
-        {"field": one.words, "relation": one.relation, "record1": one.left, "record2": one.right}
-        for one in evidence(case)
-    ]
-    return compared + [
-        {"field": key, "relation": "not_compared", "record1": left, "record2": right}
-        for key, left, right in uncompared(case)
-    ]
+def json_of(name, word):
+    try:
+        return parse_json(word)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: not JSON ({error})") from error
 
 
 def swap(case):

@@ -1,15 +1,11 @@
-// The review page. What comes from records is only ever put into the page as text.
+// The review page. Its words, a case's columns and the meaning of its keys come from the service, which knows the task; what
+// comes from a case is only ever put into the page as text.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const WORDS = { same: "= same", similar: "\u2248 similar", different: "\u2260 different", left_only: "only in A", right_only: "only in B",
-  not_compared: "not compared" };
-const KINDS = { left_only: "missing", right_only: "missing", not_compared: "missing" };
-// What is likely meant by a correction to this verdict; every other reason is one arrow key away.
-const REASONS = { DUPLICATE: "same one, nickname or other spelling", POSSIBLE: "too little to go by", NO_MATCH: "other person, near name" };
 const RETRY_MS = 1500;
 // unseen: the verdict that the steward chose before the model's was shown; statistics: how often they were asked for
-const state = { card: null, labels: [], since: 0, chosen: null, busy: false, seen: false, unseen: null, statistics: 0 };
+const state = { card: null, page: null, labels: [], since: 0, chosen: null, busy: false, seen: false, unseen: null, statistics: 0 };
 
 function element(tag, text, attributes = {}) {
   const made = document.createElement(tag);
@@ -41,7 +37,7 @@ function say(words, isError = false) {
   $("message").className = isError ? "error" : "";
 }
 
-// One thing at a time: a key held down must not decide the next pair unseen.
+// One thing at a time: a key held down must not decide the next card unseen.
 async function once(work) {
   if (state.busy) return;
   state.busy = true;
@@ -57,17 +53,35 @@ async function once(work) {
   }
 }
 
+// What depends on the task: set once.
+function usePage(page, labels) {
+  state.page = page;
+  state.labels = labels;
+  $("skip-link").textContent = `To the ${page.case}`;
+  $("caption").textContent = page.caption;
+  const titles = ["Field", ...Object.values(page.columns), ...(compares() ? ["Compared"] : [])];
+  $("heads").replaceChildren(...titles.map((title) => element("th", title, { scope: "col" })));
+  $("differences-label").hidden = !compares();
+  $("reason").replaceChildren(...page.reasons.map((reason) => element("option", reason)),
+    element("option", "another reason, below", { value: "" }));
+  $("label-keys").replaceChildren(...labels.flatMap((_, at) => [element("kbd", String(at + 1)), " "]));
+  $("label-words").textContent = `your verdict: ${labels.join(", ")}`;
+}
+
+const compares = () => Object.keys(state.page.relations).length > 0;
+const predicted = (card) => card[state.page.verdict_key];
+
 async function next() {
   const told = await ask(`/review/next?reviewer=${encodeURIComponent($("reviewer").value.trim())}`);
-  state.labels = told.labels;
+  if (!state.page) usePage(told.page, told.labels);
   showProgress(told.progress);
   showCard(told.card);
   if (!told.card) {
     const { pairs, answered, decided, unreadable } = told.progress;
     const left = pairs - decided - unreadable;
-    if (pairs > answered) say(`${pairs - answered} pairs wait for the model's answer`);
-    else if (left > 0) say(`${left} pairs are left; other reviewers are looking at them`);
-    else say(pairs ? "All pairs are decided." : "No pair to review yet.");
+    if (pairs > answered) say(`${pairs - answered} ${state.page.cases} wait for the model's answer`);
+    else if (left > 0) say(`${left} ${state.page.cases} are left; other reviewers are looking at them`);
+    else say(pairs ? `All ${state.page.cases} are decided.` : `No ${state.page.case} to review yet.`);
     if (left > 0 || !pairs) setTimeout(() => state.card || once(next), RETRY_MS);
   }
   showStatistics();
@@ -88,35 +102,44 @@ function showCard(card) {
   $("card").hidden = !card;
   $("correction").hidden = true;
   if (!card) return;
-  $("card-title").textContent = card.id === null ? "Are these the same?" : `Are these the same? (${card.id})`;
+  $("card-title").textContent = card.id === null ? state.page.question : `${state.page.question} (${card.id})`;
   showRows();
   showVerdict(!$("blind").checked);
   $("choices").replaceChildren(...state.labels.map((label, at) => {
     const button = element("button", `${label} `, { type: "button" });
     button.append(element("kbd", String(at + 1)));
-    if (!$("blind").checked && label === card.result) button.classList.add("models");
+    if (!$("blind").checked && label === predicted(card)) button.classList.add("models");
     button.addEventListener("click", () => choose(label));
     return button;
   }));
 }
 
 function showRows() {
-  const onlyDifferent = $("differences").checked;
-  const shown = state.card.rows.filter((row) => !onlyDifferent || row.relation !== "same");
+  const onlyDifferent = compares() && $("differences").checked;
+  const shown = state.card.rows.filter((row) => !onlyDifferent || kindOf(row) !== "same");
   $("rows").replaceChildren(...shown.map(rowOf));
   const hidden = state.card.rows.length - shown.length;
   $("hidden-rows").textContent = hidden ? `${hidden} equal ${hidden === 1 ? "field is" : "fields are"} hidden` : "";
 }
 
+// How a row's values compare: words, and the kind that gives them their colour.
+const relationOf = (row) => state.page.relations[row.relation] || ["", ""];
+const kindOf = (row) => relationOf(row)[1];
+
 function rowOf(row) {
   const made = element("tr");
   made.dataset.field = row.field;
   made.append(element("th", row.field, { scope: "row" }));
-  const marks = row.relation === "same" || !row.record1 || !row.record2 ? [[], []] : differing(row.record1, row.record2);
-  made.append(valueCell(row.record1, marks[0], "A"), valueCell(row.record2, marks[1], "B"));
-  const compared = element("td");
-  compared.append(element("span", WORDS[row.relation], { class: `chip ${KINDS[row.relation] || row.relation}` }));
-  made.append(compared);
+  const columns = Object.entries(state.page.columns);
+  const values = columns.map(([key]) => row[key]);
+  // Only two values can differ letter by letter.
+  const marks = values.length === 2 && kindOf(row) !== "same" && values[0] && values[1] ? differing(...values) : [];
+  columns.forEach(([, title], at) => made.append(valueCell(values[at], marks[at] || [], title)));
+  if (compares()) {
+    const compared = element("td");
+    compared.append(element("span", relationOf(row)[0], { class: `chip ${kindOf(row)}` }));
+    made.append(compared);
+  }
   return made;
 }
 
@@ -169,13 +192,14 @@ function showVerdict(open) {
   $("blind-note").hidden = open;
   if (!open) return;
   const card = state.card, shares = card.probabilities || {};
-  $("model-result").textContent = card.result;
-  $("model-share").textContent = card.result in shares ? `(${percent(shares[card.result])})` : "";
-  $("reasoning").replaceChildren(...linked(card.reasoning, card.rows));
+  const verdict = predicted(card), reason = card[state.page.reason_key] || "";
+  $("model-result").textContent = verdict;
+  $("model-share").textContent = verdict in shares ? `(${percent(shares[verdict])})` : "";
+  $("reasoning").replaceChildren(...linked(reason, card.rows));
   $("shares").replaceChildren(...Object.entries(shares).map(([label, share]) => {
-    const pair = element("div");
-    pair.append(element("dt", label), element("dd", percent(share)));
-    return pair;
+    const entry = element("div");
+    entry.append(element("dt", label), element("dd", percent(share)));
+    return entry;
   }));
 }
 
@@ -214,18 +238,24 @@ function point(field) {
 function choose(label) {
   if (!state.card || !hasName()) return;
   if (!state.seen) state.unseen = label;
-  if (label === state.card.result) {
+  if (label === predicted(state.card)) {
     once(() => decide(label, null));
     return;
   }
   state.chosen = label;
   showVerdict(true);
   $("own-result").textContent = label;
-  $("other-result").textContent = state.card.result;
-  $("reason").value = REASONS[label] ?? "";
+  $("other-result").textContent = predicted(state.card);
+  $("reason").value = state.page.likely_reasons[label] ?? "";
   $("reason-words").value = "";
   $("correction").hidden = false;
   $("reason").focus();
+}
+
+// 1, 2 or 3
+function keysInWords() {
+  const keys = state.labels.map((_, at) => String(at + 1));
+  return `${keys.slice(0, -1).join(", ")} or ${keys.at(-1)}`;
 }
 
 function hasName() {
@@ -238,10 +268,10 @@ function hasName() {
 async function decide(label, reason) {
   const card = state.card, seconds = Math.round((performance.now() - state.since) / 100) / 10;
   const told = await ask("/review/decide", {
-    pair: card.pair, action: "decide", verdict: label, reason, reviewer: $("reviewer").value.trim(), seconds, shown: card.result,
+    pair: card.pair, action: "decide", verdict: label, reason, reviewer: $("reviewer").value.trim(), seconds, shown: predicted(card),
     blind: state.unseen === label,
   });
-  const blind = $("blind").checked ? `; the model said ${card.result}` : "";
+  const blind = $("blind").checked ? `; the model said ${predicted(card)}` : "";
   say(`${label} saved as decision ${told.n} (${told.action === "accept" ? "accepted" : "corrected"}${blind}).`);
   await next();
   $("card").focus({ preventScroll: true });
@@ -262,12 +292,12 @@ function undo() {
     const told = await ask("/review/undo", { reviewer: $("reviewer").value.trim() });
     showProgress(told.progress);
     if (told.card) showCard(told.card);
-    say("Taken back; the pair is open again.");
+    say(`Taken back; the ${state.page.case} is open again.`);
     showStatistics();
   });
 }
 
-// Nobody waits for the statistics: the keys answer as soon as the next pair is shown.
+// Nobody waits for the statistics: the keys answer as soon as the next card is shown.
 async function showStatistics() {
   state.statistics += 1;
   const mine = state.statistics;
@@ -283,7 +313,7 @@ async function showStatistics() {
     $("statistics").replaceChildren(element("p", "No decision yet."));
     return;
   }
-  const time = told.seconds_median === null ? "" : `, ${told.seconds_median.toFixed(1)} s a pair (median)`;
+  const time = told.seconds_median === null ? "" : `, ${told.seconds_median.toFixed(1)} s a ${state.page.case} (median)`;
   const words = element("p", `${told.decided} decided, ${percent(told.agreement)} as the model said${time}.`);
   const table = element("table");
   table.append(element("caption", "The model's verdicts by line, yours by column"));
@@ -318,7 +348,7 @@ $("differences").addEventListener("change", () => state.card && showRows());
 $("blind").addEventListener("change", () => {
   localStorage.setItem("blind", $("blind").checked ? "1" : "");
   if (!state.card) return;
-  // What was seen stays seen: only the next pair is blind then.
+  // What was seen stays seen: only the next card is blind then.
   const { seen, unseen } = state;
   showCard(state.card);
   if (seen) Object.assign(state, { seen, unseen });
@@ -363,8 +393,8 @@ document.addEventListener("keydown", (event) => {
     choose(state.labels[Number(event.key) - 1]);
   } else if (event.key === "Enter" && state.card && !event.target.matches("button, a, input")) {
     event.preventDefault();
-    if ($("blind").checked) say("Blind: choose with 1, 2 or 3.", true);
-    else choose(state.card.result);
+    if ($("blind").checked) say(`Blind: choose with ${keysInWords()}.`, true);
+    else choose(predicted(state.card));
   }
 });
 

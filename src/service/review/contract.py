@@ -1,0 +1,93 @@
+"""The review's routes as /openapi.json lists them.
+
+`pair` is a case's hash, in bodies and in the decisions file alike, whatever a task calls its cases.
+"""
+
+from service.contract import OBJECT, errors, json_body
+from service.review.decisions import entry_key
+
+NAME = {"type": "string", "pattern": "^\\S.{0,98}$"}
+A_DAY_S = 86_400
+EXAMPLE_PAIR = "6f1d..."
+
+
+def said_fields(contract):
+    """The fields of a decision, beside which action it is."""
+    task = contract.task
+    fields = {
+        "pair": {"type": "string"},
+        "reviewer": NAME,
+        "seconds": {"type": "number", "minimum": 0, "maximum": A_DAY_S},
+        "blind": {"type": "boolean"},
+        "shown": {"type": "string", "description": "The model's verdict that the reviewer saw"},
+        "reason": {"type": "string", "maxLength": 1000},
+    }
+    if task.verdict.reason:
+        fields[entry_key(task.verdict.reason)] = task.answer_schema["properties"][task.verdict.reason]
+    return fields
+
+
+def decision_schema(contract):
+    fields = said_fields(contract)
+    decide = {"action": {"const": "decide"}, "verdict": {"enum": list(contract.task.verdict.labels)}}
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "required": ["pair", "action", "verdict", "reviewer"],
+                "properties": fields | decide,
+            },
+            {
+                "type": "object",
+                "required": ["pair", "action", "reviewer"],
+                "properties": fields | {"action": {"const": "skip"}},
+            },
+        ]
+    }
+
+
+def next_case(contract):
+    return {
+        "summary": f"The {contract.words.case} to review next, least certain first",
+        "operation_id": "next_pair_review_next_get",
+        "responses": {200: {"description": "A card, or null where nothing waits"} | OBJECT}
+        | errors(contract, 401, 404, 422, 503),
+    }
+
+
+def written(contract, summary, description, schema, example):
+    """A route that adds to the decisions."""
+    return {
+        "summary": summary,
+        "response_model": None,
+        "responses": {200: {"description": description} | OBJECT}
+        | errors(contract, 400, 401, 404, 408, 409, 413, 415, 422, 503, 507),
+        "openapi_extra": json_body(schema, example),
+    }
+
+
+def decide(contract):
+    example = {
+        "pair": EXAMPLE_PAIR,
+        "action": "decide",
+        "verdict": contract.task.verdict.labels[-1],
+        "reason": contract.example_reason,
+        "reviewer": "kim",
+        "seconds": 8.2,
+    }
+    summary = f"Decide a {contract.words.case}, or skip it; on the disk before it is acknowledged"
+    return written(contract, summary, "The decision's number and hash", decision_schema(contract), example)
+
+
+def undo(contract):
+    schema = {"type": "object", "required": ["reviewer"], "properties": {"reviewer": NAME}}
+    description = f"The {contract.words.case} that is open again"
+    return written(contract, "Take back the reviewer's last decision", description, schema, {"reviewer": "kim"})
+
+
+def statistics(contract):
+    return {
+        "summary": f"Agreement, overrides, time a {contract.words.case}",
+        "operation_id": "told_statistics_review_statistics_get",
+        "responses": {200: {"description": "Numbers"} | OBJECT} | errors(contract, 401, 404, 503),
+    }
