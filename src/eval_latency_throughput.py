@@ -16,17 +16,14 @@ import io
 import json
 import math
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import fmean, median
-from time import perf_counter
 
 from common import (
     UserError,
-    WorkFailed,
     existing_file,
     is_folder,
-    parsed_answer,
     quiet_libraries,
     read_json,
     row_id,
@@ -37,6 +34,7 @@ from common import (
 )
 from constrained_decode import engine_names, load_engine
 from load.clients import MOST_WAITING, Here, Level, MicroBatches, Processes
+from load.measures import MEASURES, logged, summary, verdicts_in_bulk
 from manifest import Clock, write_manifest
 from rows import load_rows
 from tasks import DEFAULT, load_task
@@ -46,31 +44,6 @@ REQUESTS = 200
 ROUNDS = 4  # at least so many answers a client
 LEAST_WARM_UP = 8
 HEAD = ("model", "title", "backend", "decoding", "weights")
-MEASURES = (
-    "form",
-    "concurrency",
-    "rate_per_s",
-    "n",
-    "n_failed",
-    "p50_ms",
-    "p95_ms",
-    "p99_ms",
-    "first_token_p50_ms",
-    "first_token_p95_ms",
-    "req_per_s",
-    "output_tok_per_s",
-    "prompt_tok_per_s",
-    "prompt_tokens_mean",
-    "output_tokens_mean",
-    "json_valid_raw_pct",
-    "json_valid_pct",
-    "closed_at_budget_pct",
-    "mask_overruled_pct",
-    "floor_p50_ms",
-    "p50_of_floor",
-    "floor_req_per_s",
-    "req_per_s_of_floor_pct",
-)
 SHOWN = {
     "decoding": "decoding",
     "load": "load",
@@ -82,8 +55,8 @@ SHOWN = {
     "req_per_s": "req/s",
     "output_tok_per_s": "tok/s",
     "json_valid_pct": "valid %",
-    "p50_of_floor": "x floor",
-    "req_per_s_of_floor_pct": "% of floor",
+    "p50_of_floor": "x limit",
+    "req_per_s_of_floor_pct": "% of limit",
 }
 
 
@@ -98,13 +71,12 @@ def main():
     rows = load_rows(existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first"), task)
     deck = Deck(rows, task)
     quiet_libraries()
-    # Of a model whose shape is not here nothing can be said.
-    machine = apart(machine_of) if is_folder(args.model_path) and not args.endpoint and not args.no_floor else None
+    machine = machine_rates(args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with opened(args, task, config, deck.conversations) as (load, engine):
-        floor = Floor(machine, args.model_path, engine) if machine else None
-        levels, log = measured_levels(args, task, load, engine, deck, floor)
-        write(args, task, config, clock, engine.facts, rows, levels, log, deck, floor)
+        roofline = roofline_of(machine, args.model_path, engine)
+        levels, log = measured_levels(args, task, load, engine, deck, roofline)
+        write(args, task, config, clock, engine.facts, rows, levels, log, deck, roofline)
     print(
         f"\n{table([*args.beside, args.out])}\n\nall numbers in {args.out}, every request in {requests_path(args.out)}"
     )
@@ -117,9 +89,20 @@ def main():
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    add_load_arguments(parser)
+    add_output_arguments(parser)
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+    return checked(parser.parse_args())
+
+
+def add_model_arguments(parser):
     parser.add_argument(
         "--model_path",
         help="merged model folder, or with --endpoint its name there (default: the first model that the server lists)",
+    )
+    parser.add_argument(
+        "--name", help="what the model is called in reports (default: --config's name, else --out's without _latency)"
     )
     parser.add_argument(
         "--backend", help=f"engine: {', '.join(engine_names())} (default hf; openai_api with --endpoint)"
@@ -128,8 +111,24 @@ def parse_args():
         "--endpoint", help="address of an OpenAI-compatible server that is running, as http://localhost:8000/v1"
     )
     parser.add_argument("--schema", help="the answer's JSON Schema (default: the task's own)")
-    parser.add_argument("--data", help="labelled rows to ask about (default data/test.jsonl)")
     parser.add_argument("--config", help="the model's YAML, for a model that the pipeline did not train")
+    parser.add_argument(
+        "--unconstrained", action="store_true", help="let the model write what it likes: what the JSON guarantee costs"
+    )
+    parser.add_argument(
+        "--random_weights",
+        action="store_true",
+        help="the model's shape with random weights: for speed and memory, the folder needs none",
+    )
+    parser.add_argument(
+        "--engine_args",
+        default="",
+        help='more arguments for a server that is started here: --engine_args="--dtype half"',
+    )
+
+
+def add_load_arguments(parser):
+    parser.add_argument("--data", help="labelled rows to ask about (default data/test.jsonl)")
     parser.add_argument(
         "--concurrency",
         type=int,
@@ -147,20 +146,10 @@ def parse_args():
     parser.add_argument(
         "--verdicts", action="store_true", help="also score all rows in bulk: probabilities from one pass, no text"
     )
-    parser.add_argument(
-        "--unconstrained", action="store_true", help="let the model write what it likes: what the JSON guarantee costs"
-    )
-    parser.add_argument(
-        "--random_weights",
-        action="store_true",
-        help="the model's shape with random weights: for speed and memory, the folder needs none",
-    )
-    parser.add_argument(
-        "--engine_args",
-        default="",
-        help='more arguments for a server that is started here: --engine_args="--dtype half"',
-    )
     parser.add_argument("--no_floor", action="store_true", help="do not measure what this machine could do at best")
+
+
+def add_output_arguments(parser):
     parser.add_argument(
         "--out",
         type=Path,
@@ -170,52 +159,67 @@ def parse_args():
         "--beside", type=Path, nargs="*", default=[], help="CSVs of other runs, shown in one table with this one"
     )
     parser.add_argument("--show", type=Path, nargs="+", help="measure nothing; show these CSVs in one table")
-    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
-    return checked(parser.parse_args())
 
 
 def checked(args):
     for path in [*(args.show or ()), *args.beside]:
-        with open(existing_file(path, "measure it first"), encoding="utf-8", errors="replace") as file:
-            missing = {*HEAD, *MEASURES} - set(next(csv.reader(file), ()))
-        if missing:
-            raise UserError(f"{path}: not a benchmark's CSV, it has no column {min(missing)!r}")
+        check_table(path)
     if args.show:
         return args
     args.backend = args.backend or ("openai_api" if args.endpoint else "hf")
-    if args.endpoint and args.backend != "openai_api":
+    if not args.out or not (args.model_path or args.endpoint):
+        raise UserError("give --out, and --model_path or --endpoint; or --show with CSVs that were measured")
+    if args.out.suffix != ".csv":
+        raise UserError(f"--out {args.out}: a .csv is written")
+    check_engine(args)
+    check_load(args)
+    return args
+
+
+def check_table(path):
+    with open(existing_file(path, "measure it first"), encoding="utf-8", errors="replace") as file:
+        missing = {*HEAD, *MEASURES} - set(next(csv.reader(file), ()))
+    if missing:
+        raise UserError(f"{path}: not a benchmark's CSV, it has no column {min(missing)!r}")
+
+
+def check_engine(args):
+    module = load_engine(args.backend)
+    if args.endpoint and not module.NEEDS_ENDPOINT:
         raise UserError(
             f"--backend {args.backend} with --endpoint: a server that is running is asked through openai_api; leave "
             "--backend out"
         )
-    if not args.out or not (args.model_path or args.endpoint):
-        raise UserError("give --out, and --model_path or --endpoint; or --show with CSVs that were measured")
-    if args.backend == "openai_api" and not args.endpoint:
-        raise UserError("--backend openai_api asks a server that is running: name it with --endpoint")
-    if args.random_weights and (args.endpoint or args.backend == "llama_cpp"):
+    if module.NEEDS_ENDPOINT and not args.endpoint:
+        raise UserError(f"--backend {args.backend} asks a server that is running: name it with --endpoint")
+    if args.random_weights and not module.RANDOM_WEIGHTS:
         raise UserError(
-            "--random_weights: only an engine that is started here and loads the weights itself can do without them "
-            "(hf, vllm, sglang)"
+            f"--random_weights: --backend {args.backend} cannot do without a model's weights; only an engine that "
+            "is started here and loads them itself can"
         )
-    if args.engine_args and not hasattr(load_engine(args.backend), "serve"):
+    if args.engine_args and not module.STARTS_SERVER:
         raise UserError(f"--engine_args: --backend {args.backend} starts no server that they could go to")
-    if args.out.suffix != ".csv":
-        raise UserError(f"--out {args.out}: a .csv is written")
+
+
+def check_load(args):
+    task = load_task(args.task)
     if any(value <= 0 or not math.isfinite(value) for value in [args.requests, *args.concurrency, *args.rate]):
         raise UserError("--concurrency, --rate and --requests are numbers above 0")
+    if args.verdicts and not task.verdict:
+        raise UserError(f"--verdicts: the answers of task {task.name} hold no verdict")
     if not args.concurrency and not args.rate and not args.verdicts:
         raise UserError("nothing to measure: give --concurrency, --rate or --verdicts")
-    if args.schema and read_json(args.schema) != load_task(args.task).answer_schema:
+    if args.schema and read_json(args.schema) != task.answer_schema:
         raise UserError(
             f"{args.schema}: differs from the task's own schema; the answers are checked against one schema only"
         )
-    return args
 
 
 def settings(args):
     from language_model import model_folder
 
-    return model_folder.served_config(args) if args.endpoint else model_folder.model_config(args)
+    task = load_task(args.task)
+    return model_folder.served_config(args, task) if args.endpoint else model_folder.model_config(args, task)
 
 
 class Deck:
@@ -243,13 +247,11 @@ def opened(args, task, config, conversations):
     most = max(args.concurrency, default=LEAST_WARM_UP)
     n_clients = MOST_WAITING if args.rate else most
     options = {"constrained": not args.unconstrained} | ({"random_weights": True} if args.random_weights else {})
-    if not hasattr(module, "connect"):
+    if not module.STARTS_SERVER and not module.NEEDS_ENDPOINT:
         engine = module.load(args.model_path, task, config, batch_size=most, **options)
-        engine.tells_probabilities = (
-            not args.unconstrained
-        )  # a plain caller has none, and they cost a pass of their own
-        if hasattr(engine, "prepare"):
-            engine.prepare(conversations)
+        # A plain caller has no probabilities, and they cost a pass of their own.
+        engine.tells_probabilities = not args.unconstrained
+        engine.prepare(conversations)
         yield Here(MicroBatches(engine)), engine
         return
     with contextlib.ExitStack() as stack:
@@ -259,7 +261,7 @@ def opened(args, task, config, conversations):
             endpoint, facts = stack.enter_context(
                 module.serve(args.model_path, task, config, most, args.engine_args, log_path(args.out), **options)
             )
-        reached = (args.model_path, task.name, config, endpoint, n_clients, not args.unconstrained)
+        reached = (args.model_path, task, config, endpoint, n_clients, not args.unconstrained)
         engine = module.connect(*reached)
         engine.check()
         engine.facts |= facts
@@ -281,49 +283,34 @@ def manifest_path(out):
     return out.with_suffix(".manifest.json")
 
 
-def machine_of():
-    from load import roofline as floor
+def machine_rates(args):
+    """What this machine can do; None where that would say nothing, for the model's shape is not here."""
+    if not is_folder(args.model_path) or args.endpoint or args.no_floor:
+        return None
+    import torch
 
-    return floor.measured_machine()
+    from load.roofline import measured_machine
+
+    print("measuring this machine: memory bandwidth and matrix rate", flush=True)
+    return apart(measured_machine) if torch.cuda.is_available() else measured_machine()
 
 
 def apart(work):
     """The result of a function run in a process of its own, which gives all of the GPU's memory back."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)  # this process ends for it, and waits for the second that is left
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore_ctrl_c) as pool:
         return pool.submit(work).result()
 
 
-class Floor:
-    """What this machine allows this model."""
+def roofline_of(machine, model_path, engine):
+    from load.roofline import Roofline
 
-    def __init__(self, machine, model_path, engine):
-        from transformers import AutoConfig
-
-        from load import roofline as floor
-
-        bytes_a_number = {"float32": 4}.get(engine.facts.get("precision"), 2)
-        self.floor = floor
-        self.machine = machine
-        self.shape = floor.model_shape(AutoConfig.from_pretrained(model_path), bytes_a_number, kv_bytes=bytes_a_number)
-
-    @property
-    def facts(self):
-        return self.floor.facts(self.machine, self.shape)
-
-    def answers(self, n_rows, prompt_tokens, written_tokens):
-        """(p50 in ms, requests a second)"""
-        seconds, rate = self.floor.answers_floor(self.machine, self.shape, n_rows, prompt_tokens, written_tokens)
-        return 1000 * seconds, rate
-
-    def verdicts_a_s(self, prompt_tokens):
-        return 1 / self.floor.prompt_s(self.machine, self.shape, prompt_tokens)
+    return Roofline(machine, model_path, engine.facts.get("precision")) if machine else None
 
 
-def measured_levels(args, task, load, engine, deck, floor):
+def measured_levels(args, task, load, engine, deck, roofline):
     """(one summary a level, one record a request)"""
-    import jsonschema
-
-    schema = jsonschema.Draft202012Validator(task.answer_schema)
     summaries = []
     log = []
     for level in [
@@ -333,156 +320,23 @@ def measured_levels(args, task, load, engine, deck, floor):
         load.run(deck.take(max(LEAST_WARM_UP, 2 * (level.concurrency or 0)))[1], level)
         ids, conversations = deck.take(level.n)
         records = load.run(conversations, level)
-        found = [logged(level, at, record, schema) for at, record in zip(ids, records, strict=True)]
+        found = [logged(task, level, id, record) for id, record in zip(ids, records, strict=True)]
         log += found
-        summaries.append(summary(level, found, floor))
+        summaries.append(summary(task, level, found, roofline))
         print(
             f"{level.title}: p50 {summaries[-1]['p50_ms']:,.1f} ms, {summaries[-1]['req_per_s']:,.2f} requests/s",
             flush=True,
         )
     if args.verdicts:
-        summaries.append(bulk(engine, deck, max(args.requests, ROUNDS * max(args.concurrency, default=0)), floor))
+        n = max(args.requests, ROUNDS * max(args.concurrency, default=0))
+        summaries.append(verdicts_in_bulk(engine, deck.take(n)[1], deck.take(n)[1], roofline))
         print(f"verdicts in bulk: {summaries[-1]['req_per_s']:,.1f} rows/s", flush=True)
     return summaries, log
 
 
-def logged(level, id, record, schema):
-    """A request as the log keeps it: times and counts, no record text."""
-    answer = record.pop("answer")
-    failed = answer.finish_reason.startswith("failed")
-    valid = parsed_answer(answer.text, schema) is not None
-    return {
-        "form": level.form,
-        "concurrency": level.concurrency,
-        "rate_per_s": level.rate,
-        "id": id,
-        **record,
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "settled_tokens": answer.n_settled,
-        "finish_reason": answer.finish_reason,
-        "failed": failed,
-        "valid": valid,
-        "overruled": answer.overruled,
-        "late": answer.late,
-    }
-
-
-def summary(level, requests, floor):
-    """One line of the CSV."""
-    answered = [request for request in requests if not request["failed"]]
-    if not answered:
-        raise WorkFailed(
-            f"{level.title}: all {len(requests):,} requests failed; the first: {requests[0]['finish_reason']}"
-        )
-    seconds = max(one["done_s"] for one in requests) - min(one["intended_s"] for one in requests)
-    return rounded(
-        {
-            "form": level.form,
-            "concurrency": level.concurrency,
-            "rate_per_s": level.rate,
-            "n": len(requests),
-            "n_failed": len(requests) - len(answered),
-            **times(answered),
-            **rates(answered, len(answered) / seconds),
-            **validity(answered),
-        }
-        | beside_floor(level, answered, len(answered) / seconds, floor)
-    )
-
-
-def times(answered):
-    return {
-        "p50_ms": percentile(answered, "latency_s", 50),
-        "p95_ms": percentile(answered, "latency_s", 95),
-        "p99_ms": percentile(answered, "latency_s", 99),
-        "first_token_p50_ms": percentile(answered, "first_token_s", 50),
-        "first_token_p95_ms": percentile(answered, "first_token_s", 95),
-    }
-
-
-def rates(answered, rate):
-    output_tokens, prompt_tokens = (
-        fmean([one[key] for one in answered]) for key in ("completion_tokens", "prompt_tokens")
-    )
-    return {
-        "req_per_s": rate,
-        "output_tok_per_s": rate * output_tokens,
-        "prompt_tok_per_s": rate * prompt_tokens,
-        "prompt_tokens_mean": prompt_tokens,
-        "output_tokens_mean": output_tokens,
-    }
-
-
-def validity(answered):
-    """Shares of valid answers; what the guarantee did to make them so only where the engine tells all of it."""
-    told = {key: all(one[key] is not None for one in answered) for key in ("overruled", "late")}
-    own = [one["valid"] and not one["late"] and not one["overruled"] for one in answered]
-    n_tokens = max(1, sum(one["completion_tokens"] for one in answered))
-    return {
-        "json_valid_raw_pct": 100 * fmean(own) if all(told.values()) else None,
-        "json_valid_pct": 100 * fmean([one["valid"] for one in answered]),
-        "closed_at_budget_pct": 100 * fmean([one["late"] > 0 for one in answered]) if told["late"] else None,
-        "mask_overruled_pct": 100 * sum(one["overruled"] for one in answered) / n_tokens if told["overruled"] else None,
-    }
-
-
-def beside_floor(level, answered, rate, floor):
-    best_p50 = best_rate = None
-    if floor and level.concurrency:
-        # The median answer is held against the floor of a median one, the rate against that of a mean one.
-        prompts = [one["prompt_tokens"] for one in answered]
-        written = [one["completion_tokens"] - one["settled_tokens"] for one in answered]
-        best_p50, _ = floor.answers(level.concurrency, median(prompts), median(written))
-        _, best_rate = floor.answers(level.concurrency, fmean(prompts), fmean(written))
-    return {
-        "floor_p50_ms": best_p50,
-        "p50_of_floor": percentile(answered, "latency_s", 50) / best_p50 if best_p50 else None,
-        "floor_req_per_s": best_rate,
-        "req_per_s_of_floor_pct": 100 * rate / best_rate if best_rate else None,
-    }
-
-
-def bulk(engine, deck, n, floor):
-    """Verdicts alone, rows in the engine's own batches."""
-    list(engine.verdicts(deck.take(n)[1]))
-    _, conversations = deck.take(n)
-    start = perf_counter()
-    found = list(engine.verdicts(conversations))
-    seconds = perf_counter() - start
-    chat = getattr(engine, "chat", None)
-    tokens = fmean([len(ids) for ids in chat.prompts_ids(conversations)]) if chat else None
-    best = floor.verdicts_a_s(tokens) if floor and tokens else None
-    return rounded(
-        dict.fromkeys(MEASURES)
-        | {
-            "form": "verdicts",
-            "n": len(found),
-            "n_failed": 0,
-            "req_per_s": n / seconds,
-            "prompt_tok_per_s": tokens and tokens * n / seconds,
-            "prompt_tokens_mean": tokens,
-            "floor_req_per_s": best,
-            "req_per_s_of_floor_pct": best and 100 * n / seconds / best,
-        }
-    )
-
-
-def percentile(requests, key, share):
-    """In milliseconds; None where the engine does not tell."""
-    import numpy as np
-
-    values = [one[key] for one in requests if one[key] is not None]
-    return 1000 * float(np.percentile(values, share)) if values else None
-
-
-def rounded(values):
-    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
-
-
-def write(args, task, config, clock, facts, rows, levels, log, deck, floor):
+def write(args, task, config, clock, facts, rows, levels, log, deck, roofline):
     """CSV and log, then the manifest."""
-    name = model_name(args.out)
+    name = args.name or (Path(args.config).stem if args.config else args.out.stem.removesuffix("_latency"))
     decoding = facts["decoding"]
     weights = "random" if args.random_weights else "trained"
     out = io.StringIO()
@@ -513,16 +367,10 @@ def write(args, task, config, clock, facts, rows, levels, log, deck, floor):
         gen=dataclasses.asdict(config.gen),
         requests_repeated=deck.n_repeated,
         data={"path": shown_path(data), "sha256": sha256_file(data), "rows": len(rows)},
-        floor=floor and floor.facts,
+        floor=roofline and roofline.facts,
         levels=levels,
         csv_sha256=sha256_file(args.out),
     )
-
-
-def model_name(out):
-    """reports/phi4mini_hf_plain_latency.csv -> phi4mini"""
-    name = out.stem.removesuffix("_latency").removesuffix("_plain")
-    return next((name.removesuffix(f"_{engine}") for engine in engine_names() if name.endswith(f"_{engine}")), name)
 
 
 def table(paths):

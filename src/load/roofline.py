@@ -1,5 +1,5 @@
-"""What the machine allows, one token a step: the bytes and operations that an answer needs over this machine's measured
-memory bandwidth and matrix rate.
+"""The roofline of one model on one machine: the bytes and operations that an answer needs over this machine's measured
+memory bandwidth and matrix rate, one token a step.
 
 A prompt is bound by arithmetic, a token after it by reading the weights once for all rows together and each row's own
 keys and values.
@@ -11,8 +11,12 @@ from dataclasses import asdict, dataclass
 COPIED_BYTES = 1 << 31
 MATRIX = 8_192
 COPIED_ON_CPU = COPIED_BYTES // 16
-MATRIX_ON_CPU = 2_048
-REPEATS = 5
+MATRIX_ON_CPU = 1_024
+SMALL_MATRIX = 256
+PROBE_S = 0.5
+SHORT_PROBE_S = 0.1
+COPIES = 5
+FASTER = 2  # so many times as fast a small product must be before a kind of number is tried on a large one
 
 
 @dataclass(frozen=True)
@@ -32,39 +36,86 @@ class Shape:
     attention_flop_a_pair: int  # for each token and each token that it looks at
 
 
+class Roofline:
+    """What this machine allows this model at best."""
+
+    def __init__(self, machine, model_path, precision):
+        from transformers import AutoConfig
+
+        bytes_a_number = 4 if precision == "float32" else 2
+        self.machine = machine
+        self.shape = model_shape(AutoConfig.from_pretrained(model_path), bytes_a_number, kv_bytes=bytes_a_number)
+
+    @property
+    def facts(self):
+        return facts(self.machine, self.shape)
+
+    def answers(self, n_rows, prompt_tokens, written_tokens):
+        """(p50 in ms, requests a second)"""
+        seconds, rate = answers_at_best(self.machine, self.shape, n_rows, prompt_tokens, written_tokens)
+        return 1000 * seconds, rate
+
+    def verdicts_a_s(self, prompt_tokens):
+        return 1 / prompt_s(self.machine, self.shape, prompt_tokens)
+
+
 def measured_machine():
     """The rates of this machine's GPU, or of its CPU where it has none."""
     import torch
 
     cuda = torch.cuda.is_available()
-    device, n, side = ("cuda", COPIED_BYTES, MATRIX) if cuda else ("cpu", COPIED_ON_CPU, MATRIX_ON_CPU)
-    source = torch.ones(n // 2, dtype=torch.bfloat16, device=device)
+    device, n_bytes = ("cuda", COPIED_BYTES) if cuda else ("cpu", COPIED_ON_CPU)
+    source = torch.ones(n_bytes // 2, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
-    copied = best_seconds(lambda: target.copy_(source), cuda)
-    # A CPU may be quicker in either.
-    multiplied = min(
-        multiply_seconds(side, dtype, device) for dtype in (torch.bfloat16, torch.float32)[: 1 if cuda else 2]
-    )
-    return Machine(round(2 * n / copied / 1e9, 1), round(2 * side**3 / multiplied / 1e12, 3))
+    copied = best_seconds(lambda: target.copy_(source), cuda, COPIES)
+    rate = flop_per_s(MATRIX, torch.bfloat16, device) if cuda else cpu_flop_per_s()
+    return Machine(round(2 * n_bytes / copied / 1e9, 1), round(rate / 1e12, 3))
 
 
-def multiply_seconds(side, dtype, device):
+def cpu_flop_per_s():
+    """The better of two kinds of number. A CPU without bfloat16 arithmetic is 50 times slower in it, and one large
+    product takes it half a minute in which nothing can stop it: a small product decides whether a large one is tried.
+    """
     import torch
 
-    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    return best_seconds(lambda: left @ right, device == "cuda")
+    rate = flop_per_s(MATRIX_ON_CPU, torch.float32, "cpu")
+    small, small_bfloat16 = (
+        flop_per_s(SMALL_MATRIX, kind, "cpu", SHORT_PROBE_S) for kind in (torch.float32, torch.bfloat16)
+    )
+    if small_bfloat16 * FASTER < small:
+        return rate
+    return max(rate, flop_per_s(MATRIX_ON_CPU, torch.bfloat16, "cpu"))
 
 
-def best_seconds(work, cuda):
+def measured_flops_per_s():
+    """The matrix rate in the kind of number that training computes in: bfloat16 on a GPU, float32 on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return flop_per_s(MATRIX, torch.bfloat16, "cuda")
+    return flop_per_s(MATRIX_ON_CPU, torch.float32, "cpu")
+
+
+def flop_per_s(side, kind, device, seconds=PROBE_S):
+    """The rate of the fastest of the square products that fit into this time."""
+    import torch
+
+    left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    return 2 * side**3 / best_seconds(lambda: left @ right, device == "cuda", within_s=seconds)
+
+
+def best_seconds(work, cuda, times=1, within_s=0.0):
+    """The fastest of so many runs, or of as many as fit into this time; one more at first to warm up."""
     import torch
 
     found = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
+    start = time.perf_counter()
+    while len(found) <= times or time.perf_counter() - start < within_s:
+        before = time.perf_counter()
         work()
         if cuda:
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
+        found.append(time.perf_counter() - before)
     return min(found[1:])
 
 
@@ -107,7 +158,7 @@ def step_s(machine, shape, n_rows, n_tokens):
     return max(read, flop / machine.matmul_tflop_s / 1e12)
 
 
-def answers_floor(machine, shape, n_rows, prompt_tokens, written_tokens):
+def answers_at_best(machine, shape, n_rows, prompt_tokens, written_tokens):
     """(seconds of a round of n_rows answers, answers a second): first all prompts, whose passes give a token each, then
     one token a step.
     """
@@ -123,31 +174,11 @@ def facts(machine, shape):
         asdict(machine)
         | asdict(shape)
         | {
-            "weights_gb": round(shape.weight_bytes / 1e9, 3),
             "note": (
                 "prompts of a round at the measured matrix rate, then one token a step at the measured copy bandwidth, "
-                "tokens that were settled and "
-                "read left out, no prefix taken as cached; an engine that guesses tokens or reads prompts beside them "
-                "can undercut it"
+                "tokens that were settled and read left out, no prefix taken as cached; an engine that guesses tokens "
+                "or reads prompts beside them can undercut it"
             ),
+            "weights_gb": round(shape.weight_bytes / 1e9, 3),
         }
     )
-
-
-def measured_flops_per_s(seconds=0.5):
-    """The matrix rate of this machine, from half a second of products."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    size, kind = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
-    a = torch.randn(size, size, dtype=kind, device="cuda" if cuda else "cpu")
-    wait = torch.cuda.synchronize if cuda else (lambda: None)
-    a @ a
-    wait()
-    n = 0
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        a @ a
-        wait()
-        n += 1
-    return 2 * size**3 * n / (time.perf_counter() - start)

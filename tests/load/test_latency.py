@@ -4,7 +4,6 @@ with the project.
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,30 +17,17 @@ import pytest
 import eval_latency_throughput as bench
 import make_report
 from common import ROOT, UserError, WorkFailed
-from constrained_decode import Answer, load_engine
-from load import roofline as floor
+from load import measures, roofline
 from load.clients import Level, MicroBatches, Processes, closed_loop, open_loop
 from report import shapes as report_shapes
+from support import small_tasks
+from support.callers import Failing, answer
 from support.endpoint import GOOD, Server, saying
 from support.pipeline import exit_code
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
 TASK = load_task()
-
-
-def answer(text=GOOD, **facts):
-    return Answer(
-        text,
-        **{
-            "finish_reason": "stop",
-            "prompt_tokens": 100,
-            "completion_tokens": 20,
-            "probabilities": None,
-            "seconds": 0.01,
-        }
-        | facts,
-    )
 
 
 class Slow:
@@ -121,23 +107,6 @@ def test_a_micro_batch_takes_what_waits_and_an_error_reaches_everyone():
     assert caller.ask("good again").text == "good again"
 
 
-class Failing:
-    """Answers, fails or dies, as a conversation says."""
-
-    def __init__(self, how):
-        if how == "dies at once":
-            os._exit(3)
-        if how == "fails at once":
-            raise UserError("no server here")
-
-    def ask(self, messages):
-        if messages == "die":
-            os._exit(3)
-        if messages == "fail":
-            raise UserError("wrong in an answer")
-        return answer()
-
-
 def test_a_load_is_shared_out_among_processes_and_every_row_comes_back_in_its_place():
     load = Processes(Failing, ("well",), 20)
     assert len(load.workers) == 2
@@ -188,13 +157,10 @@ def test_the_first_token_of_a_micro_batch_counts_the_wait_for_it():
     assert firsts[0] < 0.04 and firsts[2] > 0.1, "the third waited for two others"
 
 
-def summed(records, level=None, floor=None):
-    import jsonschema
-
+def summed(records, level=None, limit=None, task=TASK):
     level = level or Level("closed", len(records), 2)
-    schema = jsonschema.Draft202012Validator(TASK.answer_schema)
-    log = [bench.logged(level, f"row-{at}", record, schema) for at, record in enumerate(records)]
-    return bench.summary(level, log, floor)
+    log = [measures.logged(task, level, f"row-{at}", record) for at, record in enumerate(records)]
+    return measures.summary(task, level, log, limit)
 
 
 def record(latency, at=0.0, **facts):
@@ -247,31 +213,31 @@ def test_what_the_guarantee_did_is_told_apart():
     ] == [None, None, None, 100]
 
 
-def test_the_floor_is_bytes_and_operations_over_the_machines_rates():
-    machine = floor.Machine(bandwidth_gb_s=1000.0, matmul_tflop_s=100.0)
-    shape = floor.Shape(
+def test_the_roofline_is_bytes_and_operations_over_the_machines_rates():
+    machine = roofline.Machine(bandwidth_gb_s=1000.0, matmul_tflop_s=100.0)
+    shape = roofline.Shape(
         linear_parameters=10**9,
         head_parameters=10**8,
         weight_bytes=2 * 10**9,
         kv_bytes_a_token=10**5,
         attention_flop_a_pair=0,
     )
-    assert floor.prompt_s(machine, shape, 500) == pytest.approx((2e9 * 500 + 2e8) / 1e14)
-    assert floor.step_s(machine, shape, 4, 500) == pytest.approx((2e9 + 4 * 500 * 1e5) / 1e12)
-    seconds, rate = floor.answers_floor(machine, shape, 4, 500, 41)
+    assert roofline.prompt_s(machine, shape, 500) == pytest.approx((2e9 * 500 + 2e8) / 1e14)
+    assert roofline.step_s(machine, shape, 4, 500) == pytest.approx((2e9 + 4 * 500 * 1e5) / 1e12)
+    seconds, rate = roofline.answers_at_best(machine, shape, 4, 500, 41)
     assert seconds == pytest.approx(
-        4 * floor.prompt_s(machine, shape, 500) + 40 * floor.step_s(machine, shape, 4, 520.5)
+        4 * roofline.prompt_s(machine, shape, 500) + 40 * roofline.step_s(machine, shape, 4, 520.5)
     )
     assert rate == pytest.approx(4 / seconds)
     # So many rows that arithmetic takes longer than reading the weights.
-    assert floor.step_s(machine, shape, 4000, 0) == pytest.approx(4000 * 2.2e9 / 1e14)
+    assert roofline.step_s(machine, shape, 4000, 0) == pytest.approx(4000 * 2.2e9 / 1e14)
 
 
 def test_a_models_shape_is_counted_from_its_config():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(ROOT / "models/steward-mini")
-    shape = floor.model_shape(config, 2)
+    shape = roofline.model_shape(config, 2)
     model = AutoModelForCausalLM.from_config(config)
     assert shape.linear_parameters + shape.head_parameters == model.num_parameters() and config.tie_word_embeddings
     assert shape.kv_bytes_a_token == 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
@@ -403,7 +369,7 @@ def test_an_open_loop_that_is_stopped_sends_nothing_more():
 def test_clients_end_with_the_benchmark_that_started_them():
     script = (
         "import sys, time; sys.path[:0] = ['src', 'tests']\n"
-        "from load_test import Processes; from test_latency import Failing\n"
+        "from load.clients import Processes; from support.callers import Failing\n"
         "if __name__ == '__main__':\n    load = Processes(Failing, ('well',), 1); print(load.workers[0].pid, "
         "flush=True); time.sleep(60)"
     )
@@ -461,18 +427,14 @@ def test_a_wrong_call_is_told(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("out", "name"),
-    [
-        ("phi4mini_latency.csv", "phi4mini"),
-        ("phi4mini_hf_plain_latency.csv", "phi4mini"),
-        ("phi4mini_vllm_latency.csv", "phi4mini"),
-        ("my_model_openai_api_latency.csv", "my_model"),
-        ("x.csv", "x"),
-    ],
-)
-def test_a_runs_name_tells_its_model(out, name):
-    assert bench.model_name(Path(out)) == name
+@pytest.mark.parametrize(("words", "name"), [((), "phi4mini_hf_plain"), (("--name", "phi4mini"), "phi4mini")])
+def test_a_model_is_called_as_the_call_says_else_as_the_file(words, name, rows, tmp_path):
+    server = Server(saying(GOOD))
+    out = tmp_path / "phi4mini_hf_plain_latency.csv"
+    load = ("--data", rows, "--requests", 2, "--concurrency", 1, "--out", out)
+    assert call("--endpoint", server.endpoint, *words, *load) == 0
+    server.http.shutdown()
+    assert json.loads(bench.manifest_path(out).read_text())["model"] == name
 
 
 def test_rows_are_dealt_in_turn_and_repeats_are_counted():
@@ -481,14 +443,36 @@ def test_rows_are_dealt_in_turn_and_repeats_are_counted():
     assert len(set(ids[:5])) == 5 and ids[5:] == ids[:2] and deck.n_repeated == 2
 
 
-@pytest.mark.parametrize("name", ["hf", "openai_api", "vllm", "sglang"])
-def test_every_engine_can_be_measured(name):
-    module = load_engine(name)
-    assert hasattr(module, "load") and (name == "hf" or hasattr(module, "connect"))
+def test_a_text_is_valid_where_its_task_says_so(monkeypatch):
+    notes = small_tasks.loaded(monkeypatch, "notes")
+    found = summed([record(0.1, text="Water the plants."), record(0.1, text=" ")], task=notes)
+    assert found["json_valid_pct"] == found["json_valid_raw_pct"] == 50
+
+
+def test_verdicts_are_not_asked_of_a_task_without_one(monkeypatch, tmp_path, capsys):
+    small_tasks.loaded(monkeypatch, "notes")
+    assert call("--model_path", "m", "--out", tmp_path / "x.csv", "--task", "notes", "--verdicts") == 2
+    assert "--verdicts: the answers of task notes hold no verdict" in capsys.readouterr().err
+
+
+def test_a_cpu_without_bfloat16_arithmetic_is_measured_in_float32_alone(monkeypatch):
+    import torch
+
+    multiplied = []
+
+    def measured(side, kind, device, seconds=None):
+        multiplied.append((side, kind))
+        return 1e9 if kind == torch.bfloat16 else 40e9
+
+    monkeypatch.setattr(roofline, "flop_per_s", measured)
+    assert roofline.cpu_flop_per_s() == 40e9
+    assert (roofline.MATRIX_ON_CPU, torch.bfloat16) not in multiplied
+    monkeypatch.setattr(roofline, "flop_per_s", lambda side, kind, *_: 90e9 if kind == torch.bfloat16 else 40e9)
+    assert roofline.cpu_flop_per_s() == 90e9
 
 
 def test_settings_of_a_server_whose_model_is_not_here_are_the_plans():
-    args = SimpleNamespace(endpoint="http://x/v1", config=None, model_path=None)
+    args = SimpleNamespace(endpoint="http://x/v1", config=None, model_path=None, task="crm")
     assert vars(bench.settings(args).gen) == {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}
     with pytest.raises(UserError, match="no such model folder"):
-        bench.settings(SimpleNamespace(endpoint=None, config=None, model_path="nowhere"))
+        bench.settings(SimpleNamespace(endpoint=None, config=None, model_path="nowhere", task="crm"))

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 import common
+from support.warm_python import QUIET, warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
-QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run(*command, cwd, **options):
-    """A script of src/ in the interpreter of the tests."""
+    """A script of src/ as a process of its own."""
     return subprocess.run(
-        [sys.executable, *map(str, command)],
+        [warm_python(), *map(str, command)],
         cwd=cwd,
         capture_output=True,
         text=True,
