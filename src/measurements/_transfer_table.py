@@ -2,9 +2,9 @@
 
 from statistics import mean, stdev
 
-from common import UserError, read_json
+from common import UserError
+from measurements import _reports
 from measurements._match_metrics import measured
-from report import marked_text
 from report.marked_text import md, md_table
 
 TITLES = {
@@ -21,35 +21,23 @@ MARK = "transfer"
 def transfer_table(paths):
     """Markdown of one run, or of several as mean ± standard deviation; every number comes from the reports."""
     reports = [read_report(path) for path in paths]
+    check_same_rows(reports, paths)
+    return table_of(reports)
+
+
+def read_report(path):
+    return _reports.read_report(path, "transfer", table_of)
+
+
+def table_of(reports):
     names = [
         name
         for name in TITLES
         if any(name in facts["scorers"] for report in reports for facts in report["sets"].values())
     ]
     sets = list(dict.fromkeys(set_name for report in reports for set_name in report["sets"]))
-    check_same_rows(reports, paths)
     table = Table(reports, names, sets)
     return "\n\n".join(part for part in (table.scores(), table.steadiness(), table.notes(), table.provenance()) if part)
-
-
-def read_report(path):
-    report = read_json(path)
-    try:
-        # What every table cell reads, so that a damaged report is named instead of half drawn.
-        for facts in report["sets"].values():
-            for found in facts["scorers"].values():
-                _ = (
-                    found["reason"]
-                    if "reason" in found
-                    else [
-                        found["metrics"][name]["value"] for name in ("average_precision", "f1", "best_f1", "ece_mass")
-                    ]
-                )
-        return report
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a report of src/measure.py transfer ({type(error).__name__}: {error}); make it again"
-        ) from error
 
 
 def check_same_rows(reports, paths):
@@ -138,7 +126,7 @@ class Table:
         ]
 
     def steadiness(self):
-        """Calibration, and the verdicts that harmless changes turn."""
+        """Calibration, and the verdicts that harmless changes change."""
         rows = []
         for set_name in self.sets:
             for name in self.names:
@@ -157,9 +145,9 @@ class Table:
             "ECE",
             "for review %",
             "swapped: changed %",
-            "turned round %",
+            "flipped %",
             "keys shuffled: changed %",
-            "turned round %",
+            "flipped %",
             "match lost with a field %",
         ]
         return (
@@ -214,7 +202,7 @@ def run_line(report):
     """Where one run's numbers come from."""
     model = report.get("model")
     synthetic = report.get("synthetic")
-    who = f"{model['title']} (weights {model['sha256'][:12]}, {model['backend']})" if model else "baselines only"
+    who = f"{model['title']} ({_reports.weights(model)}, {model['backend']})" if model else "baselines only"
     boosted = any("boosting" in facts["scorers"] for facts in report["sets"].values())
     fitted = (
         f"boosting fitted on {synthetic['path']} ({synthetic['sha256'][:12]})"
@@ -222,12 +210,4 @@ def run_line(report):
         else "no boosting in this run"
     )
     limit = f"at most {report['limit']:,} rows a set" if report.get("limit") else "all rows"
-    commit = (report.get("git_commit") or "unknown")[:12]
-    return f"{who}; {fitted}; {limit}; seed {report.get('seed')}; commit {commit}; {report.get('finished', '')}"
-
-
-def show_table(table, into, mark):
-    if into:
-        marked_text.put(into, mark, table)
-    else:
-        print(f"\n{table}\n")
+    return f"{who}; {fitted}; {limit}; seed {report.get('seed')}; {_reports.commit_and_time(report)}"

@@ -21,10 +21,10 @@ from time import perf_counter
 
 from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, read_json, shown_path, written_whole
 from manifest import Clock, write_manifest
-from measurements import verdict_task
+from measurements import _reports, verdict_task
 from measurements._match_metrics import cell, cell_line, measured
 from measurements._record_sets import engine_words, is_match, model_facts, read_set, verdict_probabilities
-from measurements._transfer_table import show_table, spread
+from measurements._transfer_table import spread
 from report import marked_text
 from report.marked_text import md, md_table
 from resolution.near_duplicates import find
@@ -53,7 +53,7 @@ KEPT_FACTS = (
 def main():
     args = parse_args()
     if args.table:
-        show_table(adaptation_table(args.table), args.into, MARK)
+        marked_text.show(adaptation_table(args.table), args.into, MARK)
         return
     quiet_libraries()
     clock = Clock()
@@ -73,7 +73,7 @@ def main():
         config=shown_path(args.config),
         settings=args.set,
     )
-    show_table(adaptation_table([args.out]), args.into, MARK)
+    marked_text.show(adaptation_table([args.out]), args.into, MARK)
     print(f"all numbers in {args.out}")
     if not any(measured(facts) for facts in found.values()):
         raise WorkFailed(f"no set in {args.folds} could be adapted to; {args.out} says why")
@@ -379,7 +379,14 @@ def some_of_each(side, label_of, quota, rng):
 
 def adaptation_table(paths):
     """Markdown of one run, or of several as mean ± standard deviation over them."""
-    reports = [read_report(path) for path in paths]
+    return table_of([read_report(path) for path in paths])
+
+
+def read_report(path):
+    return _reports.read_report(path, "adaptation", table_of)
+
+
+def table_of(reports):
     names = list(dict.fromkeys(name for report in reports for name in report["sets"]))
     head = ["Set", "pairs scored", *(TITLES[scorer] for scorer in TITLES), "seconds to adapt"]
     rows = []
@@ -416,39 +423,10 @@ def run_line(report):
     f1 = [[facts["scorers"][scorer]["metrics"]["f1"]["value"] for scorer in ("after", "boosting")] for facts in ran]
     threads = {facts["training"]["threads"] or "all" for facts in ran}
     return (
-        f"{report['model']['title']} (weights {report['model']['sha256'][:12]}); {report['pairs']:,} pairs of each "
+        f"{report['model']['title']} ({_reports.weights(report['model'])}); {report['pairs']:,} pairs of each "
         f"set, seed {report['seed']}; "
         f"F1 at the default threshold at least boosting's on {sum(after >= boosting for after, boosting in f1)} of "
         f"{len(f1)} sets; "
         f"{report['hardware']['cpu_cores']} CPU cores, {'/'.join(sorted(threads)) or 'no'} threads; "
-        f"commit {(report.get('git_commit') or 'unknown')[:12]}; {report.get('finished', '')}"
+        f"{_reports.commit_and_time(report)}"
     )
-
-
-def read_report(path):
-    report = read_json(path)
-    try:
-        # What every table cell reads, so that a damaged report is named instead of half drawn.
-        _ = (
-            report["model"]["title"],
-            report["model"]["sha256"],
-            report["pairs"],
-            report["seed"],
-            report["hardware"]["cpu_cores"],
-        )
-        for facts in report["sets"].values():
-            _ = (
-                facts["reason"]
-                if "reason" in facts
-                else [
-                    facts["training"]["seconds"],
-                    facts["training"]["threads"],
-                    facts["scored"]["n"],
-                    *(facts["scorers"][scorer]["metrics"][metric]["value"] for scorer in TITLES for metric in COLUMNS),
-                ]
-            )
-        return report
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a report of src/measure.py adaptation ({type(error).__name__}: {error}); make it again"
-        ) from error

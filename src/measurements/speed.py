@@ -16,9 +16,9 @@ import os
 from pathlib import Path
 from time import perf_counter
 
-from common import UserError, existing_file, quiet_libraries, read_json, sha256_file, shown_path
+from common import UserError, existing_file, quiet_libraries, sha256_file, shown_path
 from manifest import Clock, write_manifest
-from measurements import verdict_task
+from measurements import _reports, verdict_task
 from measurements._record_sets import model_facts
 from report import marked_text
 from report.marked_text import md, md_table
@@ -44,11 +44,7 @@ def main():
     args = parse_args()
     if not args.table:
         measure(args)
-    table = speed_table(args.table or args.out)
-    if args.into:
-        marked_text.put(args.into, MARK, table)
-    else:
-        print(f"\n{table}\n")
+    marked_text.show(speed_table(args.table or args.out), args.into, MARK)
 
 
 def parse_args():
@@ -283,22 +279,23 @@ def spread(values):
 
 def speed_table(path):
     """Markdown of one report: ratios alone."""
-    report = read_json(path)
-    try:
-        names = {
-            name: title.format(plain=report["plain_batch"], batch=report["engine"]["batch_size"])
-            for name, title in TITLES.items()
-        }
-        rows = [
-            [title, *(shown(report["ratios"][name][key]) for key in ("speed_of_plain_loop", "times_of_boosting"))]
-            for name, title in names.items()
-        ]
-        head = ["", "times as fast as the plain loop", "times the time of boosting"]
-        return f"{md_table(head, rows, n_text=1)}\n\n{notes(report)}"
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a report of src/measure.py speed ({type(error).__name__}: {error}); make it again"
-        ) from error
+    return table_of([_reports.read_report(path, "speed", table_of)])
+
+
+def table_of(reports):
+    (report,) = reports
+    rows = [
+        [title, *(shown(report["ratios"][name][key]) for key in ("speed_of_plain_loop", "times_of_boosting"))]
+        for name, title in titles(report).items()
+    ]
+    head = ["", "times as fast as the plain loop", "times the time of boosting"]
+    return f"{md_table(head, rows, n_text=1)}\n\n{notes(report)}"
+
+
+def titles(report):
+    plain = report["plain_batch"]
+    batch = report["engine"]["batch_size"]
+    return {name: title.format(plain=plain, batch=batch) for name, title in TITLES.items()}
 
 
 def shown(ratio):
@@ -313,10 +310,8 @@ def number(value):
 def notes(report):
     engine = report["engine"]
     n = report["rows"]
-    titles = {
-        name: title.format(plain=report["plain_batch"], batch=engine["batch_size"]) for name, title in TITLES.items()
-    }
-    same = "; ".join(f"{titles[name]}: {count:,}" for name, count in report["same_text_as_plain_one"].items())
+    title_of = titles(report)
+    same = "; ".join(f"{title_of[name]}: {count:,}" for name, count in report["same_text_as_plain_one"].items())
     return "\n".join(
         [
             f"- Median of {report['repeats']} repeats in one run (least to most), {n:,} pairs in all; boosting asked "
@@ -324,9 +319,8 @@ def notes(report):
             f"- {report['threads']} threads on {report['hardware']['cpu_cores']} cores, boosting 1; engine in "
             f"{engine['precision']}, {engine['steps']}.",
             f"- Answers with the very text of the plain loop, of {n:,}: {md(same)}.",
-            f"- {md(report['model']['title'])} (weights {report['model']['sha256'][:12]}); rows "
+            f"- {md(report['model']['title'])} ({_reports.weights(report['model'])}); rows "
             f"{md(report['data']['path'])} ({report['data']['sha256'][:12]}); "
-            f"boosting: {md(report['boosting']['method'])}; commit {(report.get('git_commit') or 'unknown')[:12]}; "
-            f"{report.get('finished', '')}",
+            f"boosting: {md(report['boosting']['method'])}; {_reports.commit_and_time(report)}",
         ]
     )

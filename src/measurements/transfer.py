@@ -19,7 +19,7 @@ from manifest import Clock, write_manifest
 from measurements import verdict_task
 from measurements._match_metrics import cell, cell_line, measured
 from measurements._record_sets import engine_words, is_match, model_facts, read_set, verdict_probabilities
-from measurements._transfer_table import MARK, TITLES, read_report, show_table, transfer_table
+from measurements._transfer_table import MARK, TITLES, read_report, transfer_table
 from report import marked_text
 from tasks import DEFAULT
 
@@ -32,7 +32,7 @@ WHAT_ANSWERS = ("sha256", "backend", "batch_size", "settings", "sources")
 def main():
     args = parse_args()
     if args.table:
-        show_table(transfer_table(args.table), args.into, args.mark)
+        marked_text.show(transfer_table(args.table), args.into, args.mark)
         return
     clock = Clock()
     task = verdict_task(args.task)
@@ -50,7 +50,7 @@ def main():
         limit=args.limit,
         synthetic=bench.synthetic and {"path": shown_path(args.synthetic), "sha256": bench.synthetic.sha256},
     )
-    show_table(transfer_table([args.out, *args.more]), args.into, args.mark)
+    marked_text.show(transfer_table([args.out, *args.more]), args.into, args.mark)
     print(f"all numbers in {args.out}")
     if not any(measured(cell) for facts in found.values() for cell in facts["scorers"].values()):
         raise WorkFailed(f"no set in {args.sets} could be scored; {args.out} says why")

@@ -1,0 +1,23 @@
+"""Reports of earlier measurements: read again for a table, with the words that say where they come from."""
+
+from common import UserError, read_json
+
+
+def read_report(path, name, table_of):
+    """A report of `measure.py <name>`. Its table is drawn alone first, so that a damaged report is named."""
+    report = read_json(path)
+    try:
+        table_of([report])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a report of src/measure.py {name} ({type(error).__name__}: {error}); make it again"
+        ) from error
+    return report
+
+
+def weights(model):
+    return f"weights {model['sha256'][:12]}"
+
+
+def commit_and_time(report):
+    return f"commit {(report.get('git_commit') or 'unknown')[:12]}; {report.get('finished', '')}"
