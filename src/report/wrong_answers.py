@@ -1,6 +1,6 @@
 """What the page's list of wrong answers filters and draws: the surest first where a task has a verdict.
 
-A task whose kpis.py has `SIDES` and `compare(case)` shows the two things that a case compares side by side; of every
+A task whose kpis.py has `COMPARED` and `compare(case)` shows the two things that a case compares side by side; of every
 other task the question is shown, with the gold answer and the model's side by side.
 """
 
@@ -30,7 +30,7 @@ def wrong_answers(report, most_wrong):
         "most": most_wrong,
         "words": wrong_words(task),
         "labels": list(task.verdict.labels) if task.verdict else [],
-        "sides": list(task.hook("kpis", "SIDES", ANSWER_SIDES)),
+        "sides": list(task.hook("kpis", "COMPARED", ANSWER_SIDES)),
         "rows": found,
     }
 

@@ -254,7 +254,7 @@ def _latin(letter):
     return letter.isascii() or "LATIN" in unicodedata.name(letter, "")
 
 
-SIDES = RECORDS
+COMPARED = RECORDS  # what the two sides of the view below are
 
 
 def compare(case):
