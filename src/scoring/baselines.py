@@ -60,8 +60,6 @@ def fit_boosting(train, val, task, seed):
     """
     import numpy as np
     import sklearn
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from threadpoolctl import threadpool_limits
 
     features = part_of(task, "features")
     x = feature_matrix(features, cases_of(train))
@@ -73,32 +71,42 @@ def fit_boosting(train, val, task, seed):
             "boosting: the training rows hold one class or no field that varies; every answer is their class shares",
             flush=True,
         )
-        return Fitted(
-            fit_majority(train, val, task, seed).predict,
-            f"scikit-learn {sklearn.__version__}",
-            "class shares: nothing to learn from",
-        )
-    x = x[:, telling]
+        shares = fit_majority(train, val, task, seed).predict
+        return Fitted(shares, f"scikit-learn {sklearn.__version__}", "class shares: nothing to learn from")
     x_val = feature_matrix(features, cases_of(val))[:, telling]
-    # One thread: OpenMP's threads wait for each other spinning. On two cores beside another busy process 300 trees over
-    # 1,600 rows
-    # took 56 to 104 s with all threads, 3 s with two and 0.8 s with one.
-    with threadpool_limits(1, user_api="openmp"):
-        model = HistGradientBoostingClassifier(max_iter=N_TREES, random_state=seed, **TREES).fit(x, y)
-        n_trees, temperature = tuned(model, x_val, label_numbers(val, task))
-        model.set_params(max_iter=n_trees).fit(x, y)
-
-    def predict(cases):
-        with threadpool_limits(1, user_api="openmp"):
-            probabilities = model.predict_proba(feature_matrix(features, cases)[:, telling])
-        return spread(probabilities ** (1 / temperature), model.classes_, task)
-
+    model, n_trees, temperature = fitted_trees(x[:, telling], y, x_val, label_numbers(val, task), seed)
+    untuned = "" if len(val) >= LEAST_VAL_ROWS else f" (not tuned: only {len(val)} validation rows)"
     return Fitted(
-        predict,
+        lambda cases: tree_shares(model, feature_matrix(features, cases)[:, telling], temperature, task),
         f"scikit-learn HistGradientBoosting {sklearn.__version__}",
-        f"{sum(telling)} rapidfuzz features, {n_trees} rounds of trees, temperature {temperature:.2f}"
-        + ("" if len(val) >= LEAST_VAL_ROWS else f" (not tuned: only {len(val)} validation rows)"),
+        f"{sum(telling)} rapidfuzz features, {n_trees} rounds of trees, temperature {temperature:.2f}{untuned}",
     )
+
+
+def fitted_trees(x, y, x_val, y_val, seed):
+    """(model, number of trees, temperature)"""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    with one_thread():
+        model = HistGradientBoostingClassifier(max_iter=N_TREES, random_state=seed, **TREES).fit(x, y)
+        n_trees, temperature = tuned(model, x_val, y_val)
+        model.set_params(max_iter=n_trees).fit(x, y)
+    return model, n_trees, temperature
+
+
+def tree_shares(model, x, temperature, task):
+    with one_thread():
+        probabilities = model.predict_proba(x)
+    return spread(probabilities ** (1 / temperature), model.classes_, task)
+
+
+def one_thread():
+    """OpenMP's threads wait for each other spinning: on two cores beside another busy process 300 trees over 1,600 rows
+    took 56 to 104 s with all threads, 3 s with two and 0.8 s with one.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="openmp")
 
 
 def part_of(task, name):
