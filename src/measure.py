@@ -1,9 +1,11 @@
-"""What the project publishes about itself, measured: python src/measure.py transfer --sets data/transfer --out
-reports/transfer.json
+"""What the project publishes about itself, measured:
+
+    python src/measure.py transfer --sets data/transfer --out reports/transfer.json
 
 The first word names a module of src/measurements; the other words are its own, and --help behind the name lists them.
 """
 
+import ast
 import difflib
 import importlib
 import sys
@@ -18,7 +20,7 @@ def main():
     names = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(f"{__doc__.strip()}\n\nmeasurements: {', '.join(names)}")
+        print(f"{__doc__.strip()}\n\nmeasurements:\n" + "\n".join(f"  {name:<11} {subject(name)}" for name in names))
         return
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
@@ -26,6 +28,12 @@ def main():
     # Its own help and its manifest name the command as it was typed.
     sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
     importlib.import_module(f"measurements.{name}").main()
+
+
+def subject(name):
+    """What a measurement measures, from its first line; reading it imports nothing heavy."""
+    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
+    return " ".join(text.split("\n\n")[0].split()).partition(": python")[0].rstrip(".")
 
 
 if __name__ == "__main__":

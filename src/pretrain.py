@@ -45,7 +45,7 @@ def check_task(task):
     missing = [
         what
         for what, there in (
-            ("a verdict", task.verdict),
+            ("verdict", task.verdict),
             ("synthetic.py", task.module("synthetic")),
             ("model_card.md", model_card.template_path(task).is_file()),
         )
@@ -71,12 +71,9 @@ def pretrain(plan, task, out, n_workers):
     model = make_model(plan, tokenizer)
     n_parameters = sum(p.numel() for p in model.parameters())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(
-        f"{n_parameters:,} parameters, {len(tokenizer):,} tokens, {plan.pairs:,} pairs on {device}, {n_workers} "
-        "workers",
-        flush=True,
-    )
-    training = fit(plan, task, model.to(device), out, n_workers)
+    sizes = f"{n_parameters:,} parameters, {len(tokenizer):,} tokens, {plan.pairs:,} pairs"
+    print(f"{sizes} on {device}, {n_workers} workers", flush=True)
+    speed = fit(plan, task, model.to(device), out, n_workers)
     save(model, out)
     config = load_config(CONFIG)
     scores = held_out_scores(task, out, plan.held_out, config)
@@ -89,14 +86,18 @@ def pretrain(plan, task, out, n_workers):
         task=task.name,
         plan=dataclasses.asdict(plan),
         parameters=n_parameters,
-        training={"method": "from scratch on synthetic pairs", "rows": plan.pairs, **training},
+        training={"method": "from scratch on synthetic pairs", "rows": plan.pairs, **speed},
         held_out=scores,
         weights_sha256=weights,
     )
     write_text(out / "README.md", model_card.card(read_json(out / "manifest.json"), task))
-    print(
-        f"{out}: held-out accuracy {scores['accuracy']:.4f}, calibration error {scores['ece']:.4f}, temperature "
-        f"{scores['temperature']:.3f}"
+    print(f"{out}: {score_words(scores)}")
+
+
+def score_words(scores):
+    return (
+        f"held-out accuracy {scores['accuracy']:.4f}, calibration error {scores['ece']:.4f}, "
+        f"temperature {scores['temperature']:.3f}"
     )
 
 

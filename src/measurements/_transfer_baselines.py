@@ -27,7 +27,7 @@ FORCED_CHOICE = 0.5  # of a score that is a probability: more likely a match tha
 
 @dataclass(frozen=True)
 class Scored:
-    """What one scorer said of one set, in the order of its rows."""
+    """One scorer's answers to one set, in the order of its rows."""
 
     scores: list
     method: str

@@ -13,7 +13,7 @@ AT_LEAST_1 = {"at_least": 1}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training from nothing may be told; --set changes one value."""
+    """The settings of a training from nothing; --set changes one value."""
 
     # 6 million were no better on records from elsewhere (LOG.md)
     pairs: int = field(default=3_200_000, metadata=AT_LEAST_1)

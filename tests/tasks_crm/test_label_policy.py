@@ -15,7 +15,7 @@ from tasks.crm.kpis import score
 from tasks.crm.reasons import reasoning
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "label_policy.md").read_text(encoding="utf-8")
-LABELS = load_task().labels
+LABELS = load_task().verdict.labels
 EXAMPLE = re.compile(
     r"^### (?P<title>.+?)\n\n```json\n(?P<left>\{.*\})\n(?P<right>\{.*\})\n```\n\n<!-- (?P<declared>.+?) -->\n"
     r"`points: (?P<sum>.+?) -> (?P<label>\w+)`\n\n(?P<why>\S.+)",

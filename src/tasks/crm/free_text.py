@@ -22,8 +22,8 @@ def prose(label, case, index):
     rng = random.Random(index)
     facts = evidence(case)
     rng.shuffle(facts)
-    told = [
+    clauses = [
         rng.choice(SAYINGS["missing" if fact.relation.endswith("_only") else fact.relation]).format(fact.words)
         for fact in facts[: rng.randint(2, 4)]
     ]
-    return f"{rng.choice(STARTS[label])}{rng.choice(LINKS)}{' and '.join(told) or 'there is little to compare'}."
+    return f"{rng.choice(STARTS[label])}{rng.choice(LINKS)}{' and '.join(clauses) or 'there is little to compare'}."

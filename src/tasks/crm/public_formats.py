@@ -385,7 +385,7 @@ def read_csv(path):
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8") from error
     except csv.Error as error:
-        raise UserError(f"{path}:{lines.line_num}: not a CSV table ({error}); mend the quotes there") from error
+        raise UserError(f"{path}:{lines.line_num}: not a CSV table ({error}); fix the quotes there") from error
     if len(set(columns)) != len(columns):
         raise UserError(
             f"{path}: a column name stands twice in the first line: {', '.join(columns)}; give each its own"

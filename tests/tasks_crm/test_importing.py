@@ -16,13 +16,14 @@ import pytest
 from common import UserError
 from rows import load_rows
 from tasks import load_task
-from tasks.crm import importing as import_pairs
-from tasks.crm import public_formats
+from tasks.crm import importing, pair_drawing, public_formats
 from tasks.crm.fields import evidence
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "anna ben carla david emma felix greta hugo ida jonas karin liam mona nils olga paul".split()
-LAST = "adler brandt cramer drexler engel fuchs gruber hansen iversen jung keller lorenz maurer neumann otto peters".split()
+LAST = (
+    "adler brandt cramer drexler engel fuchs gruber hansen iversen jung keller lorenz maurer neumann otto peters"
+).split()
 CITIES = "berlin hamburg kassel leipzig".split()
 
 
@@ -84,7 +85,7 @@ def make(tmp_path, monkeypatch):
     def run(*options):
         out = tmp_path / f"out{next(runs)}.jsonl"
         monkeypatch.setattr(sys, "argv", ["src/import_rows.py", "--out", str(out), *map(str, options)])
-        import_pairs.main()
+        importing.main()
         return Made(out)
 
     return run
@@ -143,7 +144,9 @@ def test_same_seed_same_bytes_in_any_process(own, clusters, tmp_path):
     first = own("--pairs", 90)
     assert own("--pairs", 90).text == first.text
     assert own("--pairs", 90, "--seed", 2).text != first.text
-    command = f"src/import_rows.py --format clusters --in {clusters[0]} --id_column unique_id --cluster_column cluster --pairs 90 --out {tmp_path}/other.jsonl"
+    columns = "--id_column unique_id --cluster_column cluster"
+    more = f"--pairs 90 --out {tmp_path}/other.jsonl"
+    command = f"src/import_rows.py --format clusters --in {clusters[0]} {columns} {more}"
     subprocess.run(
         [sys.executable, *command.split()], cwd=ROOT, check=True, env={"PYTHONHASHSEED": "77"}, capture_output=True
     )
@@ -189,12 +192,12 @@ def test_false_pairs_are_harder_than_random_and_bounded(own, clusters):
     records = [record for row in made.rows for record in row["input"].values()]
     weight = dict.fromkeys(made.keys(), 1.0)
     likeness = [
-        import_pairs.similarity(row["input"]["record1"], row["input"]["record2"], weight)
+        pair_drawing.similarity(row["input"]["record1"], row["input"]["record2"], weight)
         for row in made.rows
         if row["output"]["result"] == "NO_MATCH"
     ]
     rng = random.Random(1)
-    by_chance = [import_pairs.similarity(rng.choice(records), rng.choice(records), weight) for _ in likeness]
+    by_chance = [pair_drawing.similarity(rng.choice(records), rng.choice(records), weight) for _ in likeness]
     assert sorted(likeness)[100] > sorted(by_chance)[100] + 0.1
     assert {kind: made.manifest["kinds"][kind] for kind in ("hard", "middle", "random")} == {
         "hard": 140,
@@ -502,7 +505,7 @@ def test_errors_say_where_and_what_next(name, tmp_path, monkeypatch):
         sys, "argv", ["src/import_rows.py", "--out", str(out), *command.format(folder=tmp_path).split()]
     )
     with pytest.raises(UserError) as error:
-        import_pairs.main()
+        importing.main()
     assert all(word in str(error.value) for word in words), error.value
     assert not list(tmp_path.glob("out*"))
 
