@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import UserError, quiet_libraries, run, sha256_file, shown_path
-from constrained_decode.hf import check_whole
 from constrained_decode.llama_cpp import WEIGHTS_KEY, library, weight_files, weights_sha256
-from language_model import hub
+from language_model import hub, model_folder
 from manifest import Clock, write_manifest
 
 # llama.cpp reads Mistral's weights as Llama's.
@@ -68,7 +67,7 @@ def export(model_path, out, dtype):
     with hub.hub_errors_explained(model_path):
         config = AutoConfig.from_pretrained(folder)
     check_supported(config, model_path)
-    check_whole(folder)
+    model_folder.check_weights(folder)
     tensors = tensors_of(gguf, folder, config, dtype)
     weights = weights_sha256(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +184,7 @@ def with_pairs_together(weights, n_heads):
 
 
 def rope_factors(config):
-    """What each rotary frequency is divided by, where the model was made for longer texts than it was first trained on."""
+    """What each rotary frequency is divided by, in a model for longer texts than it was first trained on."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters

@@ -14,7 +14,8 @@ import jsonschema
 from common import UserError, to_json
 
 ANNOTATIONS = frozenset(
-    "$schema $id $anchor $comment $defs definitions title description default examples deprecated readOnly writeOnly".split()
+    """$schema $id $anchor $comment $defs definitions title description default examples deprecated
+    readOnly writeOnly""".split()
 )
 # A keyword that speaks about another kind of value says nothing, so all are let through; `number_bounds` refuses what
 # only whole numbers keep.
@@ -51,9 +52,8 @@ class Automaton:
     edges: list = field(default_factory=lambda: [{}])  # of each state: byte -> state
     final: list = field(default_factory=lambda: [False])
     string: list = field(default_factory=lambda: [0])  # the number of the string that a state stands in; 0 outside
-    choices: list = field(
-        default_factory=lambda: [()]
-    )  # the values that are still open, where an enum is being decided
+    # the values that are still open, where an enum is being decided
+    choices: list = field(default_factory=lambda: [()])
     bounds: list = field(default_factory=lambda: [(0, UNBOUNDED)])  # (fewest, most) characters of each string
     content: list = field(default_factory=lambda: [0])  # the state of each string in which a character may begin
     start: int = 0
@@ -75,7 +75,7 @@ class Automaton:
         return bool(inside) and state == self.content[inside] and byte != ord('"')
 
     def step(self, state, counter, byte):
-        """(the state behind one more byte, 0 where it leads nowhere; the characters of the string that it stands in)."""
+        """(the state behind one more byte, 0 where it leads nowhere; the characters of its string so far)."""
         inside = self.string[state]
         target = self.edges[state].get(byte, 0)
         return target, counter + self.begins_character(state, byte) if inside and self.string[target] == inside else 0
@@ -83,13 +83,45 @@ class Automaton:
 
 def compile_schema(schema):
     """The automaton of a schema; a schema that it cannot honour is refused with the path of the keyword."""
+    built = Builder(checked(schema))
+    built.automaton.start = built.value(schema, built.automaton.add(final=True), "", 0)
+    return built.automaton
+
+
+def compile_calls(schema):
+    """The automaton of <tool_call name="NAME">{arguments}</tool_call>, as tasks/answers.py writes a call that fits the
+    schema.
+    """
+    built = Builder(checked(schema))
+    built.automaton.start = built.calls()
+    return built.automaton
+
+
+def checked(schema):
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise UserError(f"not a JSON Schema: {error.message} at /{'/'.join(map(str, error.absolute_path))}") from error
-    built = Builder(schema)
-    built.automaton.start = built.value(schema, built.automaton.add(final=True), "", 0)
-    return built.automaton
+    return schema
+
+
+def tools(schema):
+    """[(names, schema of the arguments)] of a schema of calls; None where some tool's name or arguments are free."""
+    root = Builder(schema)
+    found = []
+    for one in schema.get("anyOf", [schema]):
+        keys = (root.referred(one["$ref"], "") if "$ref" in one else one).get("properties", {})
+        name = keys.get("name", {})
+        arguments = keys.get("arguments", {})
+        names = name.get("enum", [name["const"]] if "const" in name else [])
+        if not names or not ({"$ref", "anyOf", "properties"} & arguments.keys() or is_empty_object(arguments)):
+            return None
+        found.append((names, arguments))
+    return found
+
+
+def is_empty_object(schema):
+    return schema.get("type") == "object" and schema.get("additionalProperties") is False
 
 
 class Builder:
@@ -170,18 +202,35 @@ class Builder:
         ]
         if not values:
             raise UserError(f"{path}/enum: the rest of the schema allows none of these values")
-        return self.trie(list(dict.fromkeys(to_json(value).encode() for value in values)), after)
+        return self.trie(dict.fromkeys((to_json(value).encode() for value in values), after))
 
-    def trie(self, words, after):
-        """The words sharing their beginnings; while more than one is open the state says which."""
+    def calls(self):
+        """The state in which a call begins; whichever tool is taken, its arguments must still fit behind its name."""
+        after = self.text("</tool_call>", self.automaton.add(final=True))
+        behind = {}
+        for at, (names, arguments) in enumerate(tools(self.root)):
+            path = f"/anyOf/{at}" if "anyOf" in self.root else ""
+            begun = self.value(arguments, after, f"{path}/properties/arguments", 1)
+            for name in names:
+                if not isinstance(name, str) or not name or set(name) & set('"<>'):
+                    raise UserError(f"{path}/properties/name: {to_json(name)} cannot be the name of a tool")
+                word = f'{name}">'.encode()
+                behind[word] = self.union([begun, behind.get(word, begun)], path)
+        return self.text('<tool_call name="', self.trie(behind))
+
+    def trie(self, after_of):
+        """Words that share their beginnings, each with the state behind it; while more than one is open the state says
+        which.
+        """
+        words = list(after_of)
         if words == [b""]:
-            return after
+            return after_of[b""]
         edges = {
-            byte: self.trie([word[1:] for word in words if word[:1] == bytes([byte])], after)
+            byte: self.trie({word[1:]: after for word, after in after_of.items() if word[:1] == bytes([byte])})
             for byte in dict.fromkeys(word[0] for word in words if word)
         }
         state = self.automaton.add(edges, choices=tuple(words) if len(words) > 1 else ())
-        return self.union([after, state], "") if b"" in words else state
+        return self.union([after_of[b""], state], "") if b"" in words else state
 
     def text(self, text, after):
         """Exactly this text."""
@@ -285,7 +334,7 @@ class Builder:
 
     def escape(self, content, number):
         """The state behind a backslash."""
-        first = self.trie(list(ESCAPES), content)
+        first = self.trie(dict.fromkeys(ESCAPES, content))
         waiting = [first]
         for state in waiting:
             self.automaton.string[state] = number

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common import UserError, to_json
-from constrained_decode import _automaton, _tokens
+from common import UserError
+from constrained_decode import _grammar, _tokens
 
 
 @dataclass
@@ -114,12 +114,12 @@ class Guarantee:
         return rows.state == self.done
 
 
-def guarantee_for(schema, tokenizer, n_tokens, end_id, max_new_tokens, device):
-    return Guarantee(*laid_over(to_json(schema), tokenizer, n_tokens, end_id), end_id, max_new_tokens, device)
+def guarantee_for(grammar, tokenizer, n_tokens, end_id, max_new_tokens, device):
+    return Guarantee(*laid_over(json.dumps(grammar), tokenizer, n_tokens, end_id), end_id, max_new_tokens, device)
 
 
 @lru_cache(maxsize=16)
-def laid_over(schema_text, tokenizer, n_tokens, end_id):
-    automaton = _automaton.compile_schema(json.loads(schema_text))
+def laid_over(grammar_text, tokenizer, n_tokens, end_id):
+    automaton = _grammar.compiled(json.loads(grammar_text))
     texts = _tokens.token_bytes(tokenizer, n_tokens)
     return automaton, _tokens.lay_over(automaton, texts, end_id), texts

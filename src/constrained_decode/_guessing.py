@@ -3,32 +3,14 @@ earlier answers, as verdicts' sentences resemble one another. A guess counts as 
 places, chose the very same tokens.
 """
 
-from dataclasses import dataclass
-
 from constrained_decode._guarantee import Rows
 from constrained_decode._sampling import drawn
+from constrained_decode._writing import rows_of
 
 GUESS = 6  # tokens a step; on 300 synthetic answers of 20.6 tokens 8.1 steps an answer with 3, 7.5 with 6, 7.4 with 8
-CONTEXTS = (
-    4,
-    3,
-    2,
-    # how many tokens must have been followed before, the longest first; 9.6 steps an answer with (2,) alone and 2
-    # guesses
-)
+# how many tokens must have been followed before, the longest first; 9.6 steps an answer with (2,) alone and 2 guesses
+CONTEXTS = (4, 3, 2)
 MOST_KEPT = 100_000  # contexts, about 20 MB
-
-
-@dataclass
-class Writing:
-    """One row's answer so far."""
-
-    ids: list
-    n_fed: int = 0  # tokens that the model has read
-    n_overruled: int = 0  # choices that would have broken the schema
-    n_late: int = 0  # choices behind which the answer could not have been finished in time
-    place: tuple = None  # (the automaton's state, characters of its string) behind the answer so far
-    n_settled: int = 0  # tokens that were read with the prompt or behind the verdict, not written
 
 
 class Guessing:
@@ -41,7 +23,7 @@ class Guessing:
         self.guesses = Guesses()
 
     def forget(self):
-        """How many numbers are drawn depends on the guesses: without earlier ones the same call draws the same answers."""
+        """Make the same call draw the same answers: how many numbers are drawn depends on earlier guesses."""
         self.guesses = Guesses()
 
     def finish(self, written, cache, mask):
@@ -118,14 +100,6 @@ class Guessing:
         return Rows(
             *(torch.stack([getattr(place, name) for place in places], 1) for name in ("state", "counter", "left"))
         )
-
-
-def rows_of(guarantee, written):
-    """The automaton behind each row's answer so far."""
-    import torch
-
-    found = [(*one.place, guarantee.max_new_tokens - len(one.ids)) for one in written]
-    return Rows(*(torch.tensor(values, device=guarantee.device) for values in zip(*found, strict=True)))
 
 
 class Guesses:

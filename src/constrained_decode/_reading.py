@@ -1,4 +1,4 @@
-"""A prompt read in one pass, up to where its verdict is decided, and what every engine says of an answer.
+"""A prompt read in one pass, up to where its verdict is decided, and whether a model can read so much.
 
 Prompts are padded on their right, so no mask is needed: nobody attends to padding.
 """
@@ -57,15 +57,6 @@ def check_lengths(prompts, max_new_tokens, most):
         longest = max(len(prompts[at - 1]) for at in too_long)
         raise UserError(
             f"{len(too_long):,} of {len(prompts):,} prompts are too long: the longest takes {longest:,} tokens and an "
-            "answer "
-            f"{max_new_tokens}, the model reads {most:,}; shorten the records of pair "
-            f"{', '.join(map(str, too_long[:10]))}"
-            f"{' and others' if len(too_long) > 10 else ''}"
+            f"answer {max_new_tokens}, the model reads {most:,}; shorten the input of row "
+            f"{', '.join(map(str, too_long[:10]))}{' and others' if len(too_long) > 10 else ''}"
         )
-
-
-def text_of(ids, end_ids, tokenizer):
-    """(an answer's text without its end token, why it ended, how many tokens it took)."""
-    end = next((at for at, token in enumerate(ids) if token in end_ids), None)
-    text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text, "length" if end is None else "stop", len(ids) if end is None else end + 1

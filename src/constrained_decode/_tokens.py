@@ -11,6 +11,7 @@ from common import UserError
 
 LONGEST = 48  # bytes of a token that may be written; longer ones only spell what shorter ones can
 FAR = 30_000  # tokens: the end cannot be reached
+WRAPPERS = ("<tool_call>", "</tool_call>")  # of the project's own answers, which some tokenizers have as one token
 BYTE_TOKEN = "<0x"  # how vocabularies with byte fallback name their single bytes
 
 
@@ -59,7 +60,7 @@ def token_bytes(tokenizer, n_tokens):
             found[id] = read(token)
     for id, token in tokenizer.added_tokens_decoder.items():
         # What steers the model is never text; a fixed text of the project's own tokenizer is.
-        steers = token.special or token.content[:1] in "<["
+        steers = token.special or token.content[:1] in "<[" and token.content not in WRAPPERS
         found[id] = None if steers else token.content.encode()
     for id in tokenizer.all_special_ids:
         found[id] = None

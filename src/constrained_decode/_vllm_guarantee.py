@@ -34,7 +34,7 @@ class Guaranteed(LogitsProcessor):
         tokenizer = hub.load_tokenizer(Path(model.tokenizer))
         n_tokens = max(len(tokenizer), model.get_vocab_size())
         self.guarantee = guarantee_for(
-            options["schema"], tokenizer, n_tokens, options["end_id"], model.max_model_len, device
+            options["grammar"], tokenizer, n_tokens, options["end_id"], model.max_model_len, device
         )
         self.temperature = options["temperature"]
         self.top_p = options["top_p"]
@@ -54,10 +54,8 @@ class Guaranteed(LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params):
         n = (sampling_params.extra_args or {}).get("answer_tokens")
-        if n is not None and (not isinstance(n, int) or n < 1):
-            raise ValueError(
-                "answer_tokens: the number of the prompt's last tokens that belong to the answer, at least 1"
-            )
+        if n is not None and (type(n) is not int or n < 0):
+            raise ValueError("answer_tokens: the number of the prompt's last tokens that belong to the answer")
 
     def is_argmax_invariant(self):
         return False
@@ -96,9 +94,10 @@ class Guaranteed(LogitsProcessor):
     def _request(self, params, prompt, written):
         """A new row, or one that was taken off for want of memory and goes on behind what it had written."""
         n_answer = (params.extra_args or {}).get("answer_tokens")
-        if not n_answer:
+        if n_answer is None:
             return None
-        state, counter = self.guarantee.behind(written, self.guarantee.behind(prompt[-n_answer:]))
+        begun = self.guarantee.behind(prompt[len(prompt) - n_answer :])
+        state, counter = self.guarantee.behind(written, begun)
         return Request((state, counter, min(params.max_tokens, self.longest - len(prompt)) - len(written)), written)
 
     def _sent(self, values):

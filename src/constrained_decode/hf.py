@@ -1,26 +1,39 @@
 """In-process Transformers, every answer valid: _guarantee.py masks each choice, and what is settled anyway costs no
 step of its own.
 
-The answer's opening rides behind the prompt, so the pass that reads the prompt decides the verdict. The text from there
-to the first free word follows in one pass. What comes then is written by _graphs.py on a GPU, with guesses by
-_guessing.py on a CPU, and by `generate` for models whose memory can drop nothing that they have read.
+Where a task has a verdict, the answer's opening rides behind the prompt, so the pass that reads the prompt decides the
+verdict, and the text from there to the first free word follows in one pass. Any other answer is chosen from its first
+token on. What comes then is written by _graphs.py on a GPU (verdicts only), with guesses by _guessing.py elsewhere, and
+by `generate` for models whose memory can drop nothing that they have read and for answers that only a length holds.
 """
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from common import UserError, read_json, sha256_file
-from constrained_decode import Answer
+import constrained_decode
+from constrained_decode import _grammar
 from constrained_decode._fused import Rope, fuse
 from constrained_decode._graphs import Shapes, grouped_attention
 from constrained_decode._guarantee import guarantee_for
-from constrained_decode._guessing import GUESS, Guessing, Writing, forward, rows_of
-from constrained_decode._reading import check_lengths, has_plain_head, read_prompts, text_of
+from constrained_decode._guessing import GUESS, Guessing, forward
+from constrained_decode._reading import check_lengths, has_plain_head, read_prompts
 from constrained_decode._sampling import drawn
-from language_model import calibration, chat_template, hub, verdict_branch
+from constrained_decode._writing import (
+    Writing,
+    answer_of,
+    behind_verdict,
+    first_chosen,
+    longest_first,
+    rows_of,
+    settled_by,
+)
+from language_model import calibration, chat_template, hub, model_folder, verdict_branch
 from language_model.verdict_branch import label_shares, padded_left, verdict_probabilities
 
+STARTS_SERVER = False
+NEEDS_ENDPOINT = False
+identity = constrained_decode.nothing_but_the_folder
+RANDOM_WEIGHTS = True
 WIDENED_BELOW = 1e9  # parameters; more would need twice the memory
 
 
@@ -31,9 +44,9 @@ def load(model_path, task, config, batch_size=None, constrained=True, random_wei
     folder = hub.local_or_hub(model_path)
     chat = chat_template.pinned_chat(hub.load_tokenizer(folder), config.chat)
     if random_weights:
-        model = of_chance(folder)
+        model = random_model(folder)
     else:
-        check_whole(folder)
+        model_folder.check_weights(folder)
         with hub.hub_errors_explained(model_path):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     cuda = torch.cuda.is_available()
@@ -51,7 +64,7 @@ def load(model_path, task, config, batch_size=None, constrained=True, random_wei
     )
 
 
-def of_chance(folder):
+def random_model(folder):
     """The shape that a folder's config.json describes, with random weights, made where it will run."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -59,17 +72,6 @@ def of_chance(folder):
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
-
-
-def check_whole(folder):
-    """A model whose manifest names its weights' hash must have these weights: damaged ones load, and answer at random."""
-    manifest = Path(folder) / "manifest.json"
-    expected = read_json(manifest).get("weights_sha256") if manifest.is_file() else None
-    if expected and sha256_file(Path(folder) / "model.safetensors") != expected:
-        raise UserError(
-            f"{folder}/model.safetensors: not the weights that manifest.json names; they are damaged or another "
-            "model's, copy the folder again"
-        )
 
 
 def widened(model):
@@ -89,67 +91,61 @@ class Batch:
     """What a batch of prompts came to."""
 
     written: list  # a Writing a row
-    probabilities: list  # {label: probability} a row
     first_s: float | None  # until every row's verdict, the first token that is the model's own choice, was known
 
 
-class Engine:
+class Engine(constrained_decode.Engine):
     def __init__(self, model, chat, task, gen, batch_size, temperature=1.0, weights=None, constrained=True):
         self.model = model
         self.chat = chat
         self.gen = gen
         self.batch_size = batch_size
         self.temperature = temperature
-        self.branch = verdict_branch.find_branch(chat, task)
+        self.branch = verdict_branch.find_branch(chat, task) if task.verdict else None
+        self.opening = self.branch.opening if self.branch else []
         self.end_ids = chat_template.end_ids(chat)
-        self.review_label = task.verdict.review
+        self.n_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.rewinds = can_rewind(model)
         self.plain_head = has_plain_head(model)
         self.guarantee = None
         self.shapes = None
         self.rope = Rope(model)
-        self.tells_probabilities = True
-        if constrained:
-            n_tokens = max(len(chat.tokenizer), model.get_output_embeddings().weight.shape[0])
-            self.guarantee = guarantee_for(
-                task.answer_schema, chat.tokenizer, n_tokens, self.end_ids[0], gen.max_new_tokens, model.device
-            )
-            self.settled = {label: self.settled_by(label) for label in self.branch.token_of}
-            self.guessing = Guessing(model, self.guarantee, gen, self.end_ids[0], chat.pad_id)
-            if model.device.type == "cuda" and self.rewinds and self.plain_head:
-                fuse(model)
-                self.use_graphs()
+        grammar = _grammar.of_task(task, chat)
+        if constrained and grammar:
+            self.hold_to(grammar)
         steps = (
-            "one token a step"
-            if not constrained or not self.rewinds
-            else f"up to {GUESS} guessed tokens checked a step"
+            f"up to {GUESS} guessed tokens checked a step" if self.guarantee and self.rewinds else "one token a step"
         )
         self.facts = {
             "precision": str(model.dtype).removeprefix("torch."),
             "weights": str(weights or model.dtype).removeprefix("torch."),
             "device": model.device.type,
             "batch_size": batch_size,
-            "decoding": "guaranteed" if constrained else "unconstrained",
+            "decoding": _grammar.decoding(grammar, constrained, "guaranteed"),
             "steps": "one token a step, a CUDA graph each" if self.shapes else steps,
             "attention": model.config._attn_implementation,
             "calibration_temperature": temperature,
         }
 
+    def hold_to(self, grammar):
+        """Make the guarantee, and what chooses tokens under it."""
+        n_tokens = max(len(self.chat.tokenizer), self.model.get_output_embeddings().weight.shape[0])
+        self.guarantee = guarantee_for(
+            grammar, self.chat.tokenizer, n_tokens, self.end_ids[0], self.gen.max_new_tokens, self.model.device
+        )
+        self.guessing = Guessing(self.model, self.guarantee, self.gen, self.end_ids[0], self.chat.pad_id)
+        if not self.branch:
+            self.guarantee.rows(1)  # a UserError where the budget is too small
+            return
+        self.settled = settled_by(self.branch, self.guarantee)
+        if self.model.device.type == "cuda" and self.rewinds and self.plain_head:
+            fuse(self.model)
+            self.use_graphs()
+
     def use_graphs(self):
         self.model.set_attn_implementation(grouped_attention())
-        settled = [self.settled[label] for label in self.labels_by_caution()]
-        self.shapes = Shapes(self.model, self.guarantee, self.gen, self.branch.opening, settled, self.end_ids[0])
-
-    def labels_by_caution(self):
-        """Of equally likely verdicts the first is taken: the one that asks a person."""
-        return sorted(self.branch.token_of, key=lambda label: label != self.review_label)
-
-    def settled_by(self, label):
-        """(the tokens that a verdict settles, itself first; the automaton's state behind them)."""
-        ids = [self.branch.token_of[label], *self.branch.rest_of[label]]
-        state = self.guarantee.state_behind(self.branch.opening + ids)
-        self.guarantee.rows(1, state, len(self.branch.opening) + len(ids))  # says so where the budget is too small
-        return ids, state
+        settled = [self.settled[label] for label in self.branch.cautious_labels]
+        self.shapes = Shapes(self.model, self.guarantee, self.gen, self.opening, settled, self.end_ids[0])
 
     def answers(self, conversations):
         import torch
@@ -157,100 +153,88 @@ class Engine:
         torch.manual_seed(0)
         if self.gen.temperature and self.guarantee:
             self.guessing.forget()
-        asked = self._prompts(conversations)
-        fits = self.rope.fits(max(map(len, asked), default=0) + self.gen.max_new_tokens)
-        write = (
-            self._generated
-            if not self.guarantee or not self.rewinds
-            else self._graphed
-            if self.shapes and fits
-            else self._guessed
-        )
-        for positions, prompts in self._batches(asked):
+        prompts_of_all = self._prompts(conversations)
+        fits = self.rope.fits(max(map(len, prompts_of_all), default=0) + self.gen.max_new_tokens)
+        if not self.guarantee or not self.rewinds:
+            write = self._generated
+        else:
+            write = self._graphed if self.shapes and fits else self._guessed
+        for positions, prompts in longest_first(prompts_of_all, self.batch_size):
             start = time.perf_counter()
             with torch.inference_mode():
                 batch = write(prompts)
-            seconds = time.perf_counter() - start
-            for position, prompt, one, shares in zip(
-                positions, prompts, batch.written, batch.probabilities, strict=True
-            ):
-                yield position, self._answer(prompt, one, shares, seconds / len(prompts), batch.first_s)
+            seconds = (time.perf_counter() - start) / len(prompts)
+            for position, prompt, one in zip(positions, prompts, batch.written, strict=True):
+                yield position, answer_of(one, len(prompt), seconds, self.chat, self.end_ids, batch.first_s)
 
     def verdicts(self, conversations):
         import torch
 
-        asked = self._prompts(conversations)
-        self.rope.fits(max(map(len, asked), default=0) + self.gen.max_new_tokens)
+        prompts_of_all = self._prompts(conversations)
+        self.rope.fits(max(map(len, prompts_of_all), default=0) + self.gen.max_new_tokens)
         if not self.plain_head:
-            for positions, prompts in self._batches(asked):
-                yield from zip(
-                    positions,
-                    verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature),
-                    strict=True,
-                )
+            for positions, prompts in longest_first(prompts_of_all, self.batch_size):
+                yield from zip(positions, self._probabilities(prompts), strict=True)
             return
         before = None
-        for positions, prompts in self._batches(asked):
+        for positions, prompts in longest_first(prompts_of_all, self.batch_size):
             with torch.inference_mode():
-                logits = read_prompts(self.model, [prompt + self.branch.opening for prompt in prompts], 1)[:, -1]
-            # A device works on this batch while the one before is told.
+                logits = read_prompts(self.model, [prompt + self.opening for prompt in prompts], 1)[:, -1]
+            # A device works on this batch while the one before is handed over.
             if before:
-                yield from self._told(*before)
+                yield from self._shares(*before)
             before = positions, logits
         if before:
-            yield from self._told(*before)
+            yield from self._shares(*before)
 
-    def _told(self, positions, logits):
+    def _shares(self, positions, logits):
         return zip(positions, label_shares(logits, self.branch, self.temperature), strict=True)
 
+    def _probabilities(self, prompts):
+        return verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature)
+
     def prepare(self, conversations):
-        """Whatever is made once for batches of such prompts, so that no answer's time holds it."""
         if self.shapes:
             import torch
 
-            asked = self._prompts(conversations)
-            fitting = [prompt for prompt in asked if len(prompt) + self.gen.max_new_tokens <= self.rope.longest]
+            fitting = [
+                prompt
+                for prompt in self._prompts(conversations)
+                if len(prompt) + self.gen.max_new_tokens <= self.rope.longest
+            ]
             # A batch with a longer prompt is answered without graphs.
             if fitting:
                 longest = max(fitting, key=len)
                 self.rope.fits(len(longest) + self.gen.max_new_tokens)
                 with torch.inference_mode():
-                    self.shapes.prepare([longest + self.branch.opening], self.batch_size)
+                    self.shapes.prepare([longest + self.opening], self.batch_size)
 
     def check_prompt(self, messages):
-        """A UserError where the model cannot read so much."""
         self._prompts([messages])
 
     def _prompts(self, conversations):
         prompts = self.chat.prompts_ids(conversations)
-        check_lengths(
-            prompts,
-            self.gen.max_new_tokens,
-            getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
-        )
+        check_lengths(prompts, self.gen.max_new_tokens, self.n_positions)
         return prompts
 
-    def _batches(self, prompts):
-        """Longest first: the first batch shows whether memory suffices, and little is padded."""
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        for start in range(0, len(order), self.batch_size):
-            positions = order[start : start + self.batch_size]
-            yield positions, [prompts[at] for at in positions]
-
     def _graphed(self, prompts):
-        opening = self.branch.opening
         decided = Stopwatch(self.model.device)
-        prompts = [prompt + opening for prompt in prompts]
+        prompts = [prompt + self.opening for prompt in prompts]
         shape = self.shapes.of(prompts)
         logits = shape.begin(prompts)
         decided.stop()
         shape.finish()
+        shares = label_shares(logits, self.branch, self.temperature)
         columns = (shape.written, shape.at, shape.n_overruled, shape.n_late, shape.settled.n[shape.label])
         written = [
-            Writing(ids[:at], n_overruled=broke, n_late=late, n_settled=len(opening) + n)
-            for ids, at, broke, late, n in zip(*(column[: len(prompts)].tolist() for column in columns), strict=True)
+            Writing(
+                ids[:at], n_overruled=broke, n_late=late, n_settled=len(self.opening) + n, probabilities=probabilities
+            )
+            for ids, at, broke, late, n, probabilities in zip(
+                *(column[: len(prompts)].tolist() for column in columns), shares, strict=True
+            )
         ]
-        return Batch(written, label_shares(logits, self.branch, self.temperature), decided.seconds())
+        return Batch(written, decided.seconds())
 
     def _guessed(self, prompts):
         batch, cache, mask = self._begun(prompts)
@@ -258,27 +242,32 @@ class Engine:
         return batch
 
     def _begun(self, prompts):
-        """(the verdicts chosen behind the prompts and the opening: Writings up to the first free word; cache; mask)."""
+        """(Writings up to the first free word, or to the first token where the task has no verdict; cache; mask)."""
         start = time.perf_counter()
-        opening = self.branch.opening
-        fed, mask = padded_left([prompt + opening for prompt in prompts], self.chat.pad_id, self.model.device)
-        output = forward(self.model, fed, mask, n_logits=len(opening) + 1)
-        wished = output.logits[:, :-1].argmax(-1).tolist()
-        labels = self._chosen_labels(output.logits[:, -1])
-        written = []
-        for label, wish in zip(labels, wished, strict=True):
-            ids, state = self.settled[label]
-            n_overruled = sum(a != b for a, b in zip(wish, opening, strict=True))
-            written.append(
-                Writing(opening + ids, len(opening), n_overruled, place=(state, 0), n_settled=len(opening) + len(ids))
-            )
-        shares = label_shares(output.logits[:, -1], self.branch, self.temperature)
-        return Batch(written, shares, time.perf_counter() - start), output.past_key_values, mask
+        fed, mask = padded_left([prompt + self.opening for prompt in prompts], self.chat.pad_id, self.model.device)
+        output = forward(self.model, fed, mask, n_logits=len(self.opening) + 1)
+        written = self._decided(output.logits) if self.branch else self._first_chosen(output.logits[:, -1])
+        return Batch(written, time.perf_counter() - start), output.past_key_values, mask
+
+    def _decided(self, logits):
+        """The verdicts chosen behind the prompts and the opening, and what they settle."""
+        wished = logits[:, :-1].argmax(-1).tolist()
+        labels = self._chosen_labels(logits[:, -1])
+        shares = label_shares(logits[:, -1], self.branch, self.temperature)
+        return [
+            behind_verdict(self.opening, wish, self.settled[label], probabilities)
+            for label, wish, probabilities in zip(labels, wished, shares, strict=True)
+        ]
 
     def _chosen_labels(self, logits):
-        labels = self.labels_by_caution()
-        of_labels = logits[:, [self.branch.token_of[label] for label in labels]]
-        return [labels[at] for at in drawn(of_labels, self.gen.temperature, self.gen.top_p).tolist()]
+        labels = self.branch.cautious_labels
+        return [labels[at] for at in self._drawn(logits[:, [self.branch.token_of[label] for label in labels]])]
+
+    def _first_chosen(self, logits):
+        return first_chosen(self.guarantee, logits, self._drawn)
+
+    def _drawn(self, logits):
+        return drawn(logits, self.gen.temperature, self.gen.top_p).tolist()
 
     def _generated(self, prompts):
         """Left to `generate`, token by token: without the guarantee, or with it for models whose memory cannot drop a
@@ -286,20 +275,18 @@ class Engine:
         """
         if not self.guarantee:
             written = [Writing(one) for one in self._generate(prompts, self.gen.max_new_tokens)]
-            shares = (
-                verdict_probabilities(self.model, prompts, self.branch, self.chat.pad_id, self.temperature)
-                if self.tells_probabilities
-                else None
-            )
-            return Batch(written, shares or [None] * len(prompts), None)
+            if self.branch and self.tells_probabilities:
+                for one, probabilities in zip(written, self._probabilities(prompts), strict=True):
+                    one.probabilities = probabilities
+            return Batch(written, None)
         batch, *_ = self._begun(prompts)
         written = batch.written
-        for n_settled in {len(one.ids) for one in written}:
-            # Rows behind settled texts of one length have the same budget left.
-            these = [at for at, one in enumerate(written) if len(one.ids) == n_settled]
+        for n_begun in {len(one.ids) for one in written}:
+            # Rows behind texts of one length have the same budget left.
+            these = [at for at, one in enumerate(written) if len(one.ids) == n_begun]
             admitted = Admitted(self.guarantee, rows_of(self.guarantee, [written[at] for at in these]))
             ids = self._generate(
-                [prompts[at] + written[at].ids for at in these], self.gen.max_new_tokens - n_settled, admitted
+                [prompts[at] + written[at].ids for at in these], self.gen.max_new_tokens - n_begun, admitted
             )
             for place, at in enumerate(these):
                 written[at].ids += ids[place]
@@ -322,21 +309,6 @@ class Engine:
         )
         return output[:, ids.shape[1] :].tolist()
 
-    def _answer(self, prompt, one, probabilities, seconds, first_s=None):
-        text, reason, n_tokens = text_of(one.ids, self.end_ids, self.chat.tokenizer)
-        return Answer(
-            text,
-            reason,
-            len(prompt),
-            n_tokens,
-            probabilities,
-            seconds,
-            overruled=one.n_overruled,
-            late=one.n_late,
-            first_s=first_s,
-            n_settled=one.n_settled,
-        )
-
 
 class Admitted:
     """The guarantee as `generate` calls it, once a step; the rows stand where the tokens so far led them."""
@@ -345,7 +317,8 @@ class Admitted:
         self.guarantee = guarantee
         self.rows = rows
         self.width = None
-        self.n_overruled, self.n_late = ([0] * len(rows.state) for _ in range(2))
+        self.n_overruled = [0] * len(rows.state)
+        self.n_late = [0] * len(rows.state)
 
     def __call__(self, input_ids, scores):
         if self.width:
@@ -364,9 +337,9 @@ class Stopwatch:
     def __init__(self, device):
         import torch
 
-        self.start, self.end = (
-            (torch.cuda.Event(enable_timing=True) for _ in range(2)) if device.type == "cuda" else (None, None)
-        )
+        on_gpu = device.type == "cuda"
+        self.start = torch.cuda.Event(enable_timing=True) if on_gpu else None
+        self.end = torch.cuda.Event(enable_timing=True) if on_gpu else None
         self.began = time.perf_counter()
         if self.start:
             self.start.record()

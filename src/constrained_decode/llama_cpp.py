@@ -17,16 +17,27 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import constrained_decode
 from common import UserError, WorkFailed, read_json, sha256_file, sha256_text, shown_path
-from constrained_decode import Answer
+from constrained_decode import _grammar
 from constrained_decode._guarantee import guarantee_for
-from constrained_decode._guessing import rows_of
-from constrained_decode._reading import check_lengths, text_of
+from constrained_decode._reading import check_lengths
 from constrained_decode._sampling import drawn
-from constrained_decode.hf import check_whole
-from language_model import calibration, chat_template, hub, verdict_branch
+from constrained_decode._writing import (
+    Writing,
+    answer_of,
+    behind_verdict,
+    first_chosen,
+    longest_first,
+    rows_of,
+    settled_by,
+)
+from language_model import calibration, chat_template, hub, model_folder, verdict_branch
 from language_model.verdict_branch import label_shares
 
+STARTS_SERVER = False
+NEEDS_ENDPOINT = False
+RANDOM_WEIGHTS = False
 BATCH = 16
 LOG_ERROR = 4
 WEIGHTS_KEY = "steward.weights_sha256"
@@ -41,9 +52,9 @@ def load(model_path, task, config, batch_size=None, constrained=True):
     folder = Path(hub.local_or_hub(model_path))
     file = gguf_of(folder, model_path)
     chat = chat_template.pinned_chat(hub.load_tokenizer(folder), config.chat)
-    check_whole(folder)
+    model_folder.check_weights(folder)
     model = Model(file, torch.get_num_threads())
-    if model.told(WEIGHTS_KEY) != weights_sha256(folder):
+    if model.metadata(WEIGHTS_KEY) != weights_sha256(folder):
         raise UserError(
             f"{file}: not made of the weights in {folder}; make it again: {export_command(model_path, file)}"
         )
@@ -149,7 +160,7 @@ class Model:
     def reason(self):
         return "; ".join(self.errors) or "llama.cpp gives no reason"
 
-    def told(self, key):
+    def metadata(self, key):
         """A value of the file's metadata; None where it has none."""
         text = ctypes.create_string_buffer(256)
         return (
@@ -246,39 +257,34 @@ class Batch:
 
 
 @dataclass
-class Writing:
-    """One row's answer so far."""
+class Row:
+    """One answer while it is written: its prompt, and the sequence that holds both in llama.cpp."""
 
     prompt: list
     sequence: int
-    ids: list
-    n_fed: int  # tokens of the answer that the model has read
-    probabilities: dict
-    place: tuple = None  # (the automaton's state, characters of its string) behind the answer so far
-    n_overruled: int = 0  # choices that would have broken the schema
-    n_late: int = 0  # choices behind which the answer could not have been finished in time
-    n_settled: int = 0  # tokens that were read with the prompt or behind the verdict, not written
+    writing: Writing
 
 
-class Engine:
+class Engine(constrained_decode.Engine):
     def __init__(self, model, chat, task, gen, batch_size, temperature, constrained):
         self.model = model
         self.chat = chat
         self.gen = gen
         self.batch_size = batch_size
         self.temperature = temperature
-        self.branch = verdict_branch.find_branch(chat, task)
+        self.branch = verdict_branch.find_branch(chat, task) if task.verdict else None
+        self.opening = self.branch.opening if self.branch else []
         self.end_ids = chat_template.end_ids(chat)
-        # Of equally likely verdicts the first is taken: the one that asks a person.
-        self.labels = sorted(self.branch.token_of, key=lambda label: label != task.verdict.review)
         self.guarantee = None
-        if constrained:
+        grammar = _grammar.of_task(task, chat)
+        if constrained and grammar:
             n_tokens = max(len(chat.tokenizer), model.n_vocab)
             self.guarantee = guarantee_for(
-                task.answer_schema, chat.tokenizer, n_tokens, self.end_ids[0], gen.max_new_tokens, "cpu"
+                grammar, chat.tokenizer, n_tokens, self.end_ids[0], gen.max_new_tokens, "cpu"
             )
-            self.places = {label: self._place_behind(label) for label in self.labels}
-        kept_in = FILE_TYPES.get(model.told("general.file_type"), "quantized")
+            self.guarantee.rows(1)  # a UserError where the budget is too small
+            self.settled = settled_by(self.branch, self.guarantee) if self.branch else {}
+        kept_in = FILE_TYPES.get(model.metadata("general.file_type"), "quantized")
         self.facts = {
             "precision": kept_in,
             "weights": kept_in,
@@ -286,28 +292,17 @@ class Engine:
             "device": "cpu",
             "batch_size": batch_size,
             "threads": model.n_threads,
-            "decoding": "guaranteed" if constrained else "unconstrained",
+            "decoding": _grammar.decoding(grammar, constrained, "guaranteed"),
             "steps": "one token a step",
             "llama_cpp_python": model.c.__version__,
             "calibration_temperature": temperature,
         }
 
     def check_prompt(self, messages):
-        """A UserError where the model cannot read so much."""
         self._check([self.chat.prompt_ids(messages)])
 
     def _check(self, prompts):
         check_lengths(prompts, self.gen.max_new_tokens, self.model.n_positions)
-
-    def _settled(self, label):
-        """The tokens that a verdict settles, itself first."""
-        return [self.branch.token_of[label], *self.branch.rest_of[label]]
-
-    def _place_behind(self, label):
-        ids = self.branch.opening + self._settled(label)
-        state = self.guarantee.state_behind(ids)
-        self.guarantee.rows(1, state, len(ids))  # says so where the budget is too small
-        return state, 0
 
     def answers(self, conversations):
         import torch
@@ -317,93 +312,73 @@ class Engine:
             start = time.perf_counter()
             # One by one: in a pass of sixteen prompts, which llama.cpp cuts into pieces of equal lengths, each took 1.7
             # times as long.
-            written = [self._begun(sequence, prompt) for sequence, prompt in enumerate(prompts)]
+            rows = [self._begun(sequence, prompt) for sequence, prompt in enumerate(prompts)]
             first_s = time.perf_counter() - start
-            self._finish(written)
+            self._finish(rows)
             seconds = (time.perf_counter() - start) / len(prompts)
-            for position, one in zip(positions, written, strict=True):
-                yield position, self._answer(one, seconds, first_s)
+            for position, row in zip(positions, rows, strict=True):
+                yield position, answer_of(row.writing, len(row.prompt), seconds, self.chat, self.end_ids, first_s)
 
     def verdicts(self, conversations):
         import torch
 
-        opening = self.branch.opening
         for positions, prompts in self._batches(conversations):
-            logits = [self.model.read([(sequence, 0, prompt + opening, 1)]) for sequence, prompt in enumerate(prompts)]
+            logits = [
+                self.model.read([(sequence, 0, prompt + self.opening, 1)]) for sequence, prompt in enumerate(prompts)
+            ]
             yield from zip(positions, label_shares(torch.cat(logits), self.branch, self.temperature), strict=True)
 
     def _batches(self, conversations):
-        """Longest first: the first batch shows whether memory suffices."""
-        prompts = self.chat.prompts_ids(conversations)
-        self._check(prompts)
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        for start in range(0, len(order), self.batch_size):
-            positions = order[start : start + self.batch_size]
-            n_tokens = len(prompts[positions[0]]) + max(self.gen.max_new_tokens, len(self.branch.opening))
-            self.model.make_room(len(positions), n_tokens, len(self.branch.opening) + 1)
-            yield positions, [prompts[at] for at in positions]
+        prompts_of_all = self.chat.prompts_ids(conversations)
+        self._check(prompts_of_all)
+        for positions, prompts in longest_first(prompts_of_all, self.batch_size):
+            n_tokens = len(prompts[0]) + max(self.gen.max_new_tokens, len(self.opening))
+            self.model.make_room(len(positions), n_tokens, len(self.opening) + 1)
+            yield positions, prompts
 
     def _begun(self, sequence, prompt):
-        """The verdict, chosen behind the prompt and the opening, and what it settles; without the guarantee the first
+        """The verdict, chosen behind the prompt and the opening, and what it settles; of any other answer the first
         token.
         """
-        opening = self.branch.opening
-        logits = self.model.read([(sequence, 0, prompt + opening, len(opening) + 1)])
-        [probabilities] = label_shares(logits[-1:], self.branch, self.temperature)
+        logits = self.model.read([(sequence, 0, prompt + self.opening, len(self.opening) + 1)])
+        shares = label_shares(logits[-1:], self.branch, self.temperature)[0] if self.branch else None
         if not self.guarantee:
             self.model.forget(sequence, len(prompt))
-            return Writing(prompt, sequence, self._drawn(logits[:1]), 0, probabilities)
-        [at] = self._drawn(logits[-1:, [self.branch.token_of[label] for label in self.labels]])
-        label = self.labels[at]
+            return Row(prompt, sequence, Writing(self._drawn(logits[:1]), probabilities=shares))
+        if not self.branch:
+            return Row(prompt, sequence, first_chosen(self.guarantee, logits[-1:], self._drawn)[0])
+        labels = self.branch.cautious_labels
+        [at] = self._drawn(logits[-1:, [self.branch.token_of[label] for label in labels]])
         wished = logits[:-1].argmax(-1).tolist()
-        ids = opening + self._settled(label)
-        return Writing(
-            prompt,
-            sequence,
-            ids,
-            len(opening),
-            probabilities,
-            self.places[label],
-            n_settled=len(ids),
-            n_overruled=sum(a != b for a, b in zip(wished, opening, strict=True)),
-        )
+        return Row(prompt, sequence, behind_verdict(self.opening, wished, self.settled[labels[at]], shares))
 
     def _finish(self, rows):
         """Write each row to its end, all of them a token further at a time."""
         while going := [
-            row for row in rows if row.ids[-1] not in self.end_ids and len(row.ids) < self.gen.max_new_tokens
+            row
+            for row in rows
+            if row.writing.ids[-1] not in self.end_ids and len(row.writing.ids) < self.gen.max_new_tokens
         ]:
+            written = [row.writing for row in going]
             logits = self.model.read(
-                [(row.sequence, len(row.prompt) + row.n_fed, row.ids[row.n_fed :], 1) for row in going]
+                [
+                    (row.sequence, len(row.prompt) + one.n_fed, one.ids[one.n_fed :], 1)
+                    for row, one in zip(going, written, strict=True)
+                ]
             )
             broke = late = [False] * len(going)
             if self.guarantee:
-                logits, *found = self.guarantee.masked(logits, rows_of(self.guarantee, going))
+                logits, *found = self.guarantee.masked(logits, rows_of(self.guarantee, written))
                 broke, late = (values.tolist() for values in found)
-            for row, token, *wrong in zip(going, self._drawn(logits), broke, late, strict=True):
-                self._extend(row, token, *wrong)
+            for one, token, *wrong in zip(written, self._drawn(logits), broke, late, strict=True):
+                self._extend(one, token, *wrong)
 
-    def _extend(self, row, token, broke, late):
-        row.n_fed = len(row.ids)
-        row.ids = [*row.ids, token]
-        row.place = self.guarantee and self.guarantee.behind([token], row.place)
-        row.n_overruled += broke
-        row.n_late += late
+    def _extend(self, one, token, broke, late):
+        one.n_fed = len(one.ids)
+        one.ids = [*one.ids, token]
+        one.place = self.guarantee and self.guarantee.behind([token], one.place)
+        one.n_overruled += broke
+        one.n_late += late
 
     def _drawn(self, logits):
         return drawn(logits, self.gen.temperature, self.gen.top_p).tolist()
-
-    def _answer(self, one, seconds, first_s):
-        text, reason, n_tokens = text_of(one.ids, self.end_ids, self.chat.tokenizer)
-        return Answer(
-            text,
-            reason,
-            len(one.prompt),
-            n_tokens,
-            one.probabilities,
-            seconds,
-            overruled=one.n_overruled,
-            late=one.n_late,
-            first_s=first_s,
-            n_settled=one.n_settled,
-        )

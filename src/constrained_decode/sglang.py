@@ -13,10 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import constrained_decode
 from common import UserError
 from constrained_decode import openai_api
 from load import model_server
 
+STARTS_SERVER = True
+NEEDS_ENDPOINT = False
+identity = constrained_decode.nothing_but_the_folder
+RANDOM_WEIGHTS = True
 INTERPRETER = "STEWARD_SGLANG_PYTHON"
 NAME = "steward"
 
@@ -43,8 +48,8 @@ def serve(model_path, task, config, n_rows, more, log, constrained=True, random_
         yield f"http://127.0.0.1:{port}/v1", model_server.facts("sglang", started)
 
 
-def connect(model_path, task_name, config, endpoint, n_clients, constrained=True):
-    return openai_api.connect(NAME, task_name, config, endpoint, n_clients, constrained)
+def connect(model_path, task, config, endpoint, n_clients, constrained=True):
+    return openai_api.connect(NAME, task, config, endpoint, n_clients, constrained)
 
 
 def command(model_path, port, random_weights=False):

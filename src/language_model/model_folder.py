@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from common import UserError, is_folder, read_json
+from common import UserError, is_folder, read_json, sha256_file
 from config import Gen, config_from_dict, load_config
 
 SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}  # for a server whose model has no YAML here
@@ -46,6 +46,17 @@ def served_config(args, task):
         return model_config(args, task)
     gen = SPECIFICATION | task.overlay.get("gen", {})
     return Served(args.model_path or "served", args.model_path or "", Gen(**gen))
+
+
+def check_weights(folder):
+    """A model whose manifest names its weights' hash must have these: damaged ones load, and answer at random."""
+    manifest = Path(folder) / "manifest.json"
+    expected = read_json(manifest).get("weights_sha256") if manifest.is_file() else None
+    if expected and sha256_file(Path(folder) / "model.safetensors") != expected:
+        raise UserError(
+            f"{folder}/model.safetensors: not the weights that manifest.json names; they are damaged or another "
+            "model's, copy the folder again"
+        )
 
 
 def config_text(config):

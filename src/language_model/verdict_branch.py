@@ -1,4 +1,4 @@
-"""Where an answer's verdict is decided: the one place at which its probabilities are read."""
+"""Where an answer's verdict is decided, of a task that has one: the one place at which its probabilities are read."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,16 @@ class Branch:
     opening: list[int]
     token_of: dict[str, int]
     rest_of: dict[str, list[int]]
+    review: str  # the label that asks a person
+
+    @property
+    def cautious_labels(self):
+        """Of equally likely labels the first is taken: the one that asks a person."""
+        return sorted(self.token_of, key=lambda label: label != self.review)
+
+    def settled(self, label):
+        """The tokens that a verdict settles, itself first."""
+        return [self.token_of[label], *self.rest_of[label]]
 
 
 def find_branch(chat, task):
@@ -33,12 +43,11 @@ def find_branch(chat, task):
     token_of = {label: ids[same] for label, ids in answers.items()}
     if len(set(token_of.values())) < len(token_of):
         raise UserError(
-            f"two of the verdicts {', '.join(task.verdict.labels)} start with the same token in this tokenizer, so one look "
-            "cannot tell them apart; "
-            "give the labels different first words"
+            f"two of the verdicts {', '.join(task.verdict.labels)} start with the same token in this tokenizer, so one "
+            "look cannot tell them apart; give the labels different first words"
         )
     rest_of = {label: ids[same + 1 : max(same + 1, n_alike(ids, others[label]))] for label, ids in answers.items()}
-    return Branch(next(iter(answers.values()))[:same], token_of, rest_of)
+    return Branch(next(iter(answers.values()))[:same], token_of, rest_of, task.verdict.review)
 
 
 def n_alike(*rows):

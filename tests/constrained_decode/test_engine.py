@@ -15,9 +15,9 @@ import make_standin
 from common import ROOT, UserError, parse_json
 from config import load_config
 from constrained_decode import _fused, _reading, engine_names, load_engine
-from constrained_decode._guessing import Writing
 from constrained_decode._sampling import drawn
-from language_model import verdict_branch
+from constrained_decode._writing import Writing
+from language_model import model_folder, verdict_branch
 from support import families
 from tasks import load_task
 from tasks.crm.data import swap
@@ -333,7 +333,7 @@ def test_guesses_that_lead_beyond_the_budget_do_no_harm_when_tokens_are_drawn(fo
 @pytest.mark.slow
 def test_prompts_beyond_what_the_model_reads_are_refused_with_their_numbers(by_four, conversations):
     long = TASK.messages({"record1": {"name": "long " * 5000}, "record2": {}})
-    with pytest.raises(UserError, match=r"1 of 3 prompts are too long.*shorten the records of pair 2"):
+    with pytest.raises(UserError, match=r"1 of 3 prompts are too long.*shorten the input of row 2"):
         list(by_four.answers([conversations[0], long, conversations[1]]))
 
 
@@ -349,7 +349,7 @@ def test_weights_that_the_manifest_does_not_name_are_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"weights_sha256": "0"}')
     (tmp_path / "model.safetensors").write_bytes(b"other")
     with pytest.raises(UserError, match="damaged or another model's"):
-        load_engine("hf").check_whole(tmp_path)
+        model_folder.check_weights(tmp_path)
 
 
 def test_tokens_are_drawn_in_the_shares_that_temperature_and_top_p_leave():

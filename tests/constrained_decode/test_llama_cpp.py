@@ -205,7 +205,7 @@ def test_every_budget_from_the_least_on_is_kept_and_a_smaller_one_refused(chance
 def test_prompts_beyond_what_the_model_reads_are_refused_with_their_numbers(shipped, conversations):
     long = TASK.messages({"record1": {"name": "long " * 5000}, "record2": {}})
     with pytest.raises(
-        UserError, match=r"1 of 3 prompts are too long.*the model reads 1,024; shorten the records of pair 2"
+        UserError, match=r"1 of 3 prompts are too long.*the model reads 1,024; shorten the input of row 2"
     ):
         list(engine(shipped).answers([conversations[0], long, conversations[1]]))
 
