@@ -589,3 +589,21 @@ def test_a_run_can_draw_its_table_with_earlier_ones(tmp_path, capsys):
     )
     table = capsys.readouterr().out
     assert lines_of(table, "easy") and lines_of(table, "other")[0].endswith("| 0.900 / 0.500 / 0.750 |")
+
+
+def test_a_scorers_name_holds_the_code_that_it_is_made_of(monkeypatch):
+    import manifest
+
+    code_hash = manifest.code_hash
+    name = baselines.scorer_fingerprint(TASK, "boosting")
+    for edited, matters in (
+        ("tasks/crm/fields.py", True),
+        ("tasks/crm/measuring.py", True),
+        ("scoring/baselines.py", True),
+        ("measurements/_robustness.py", True),
+        ("measurements/_transfer_table.py", False),
+        ("report/charts.py", False),
+    ):
+        path = ROOT / "src" / edited
+        monkeypatch.setattr(manifest, "code_hash", lambda file, path=path: "new" if file == path else code_hash(file))
+        assert (baselines.scorer_fingerprint(TASK, "boosting") != name) == matters, edited
