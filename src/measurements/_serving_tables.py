@@ -86,8 +86,8 @@ def repeatable(manifests):
         )
     if hidden:
         found.append(
-            f"In {hidden} of them no script is named (`python x`): another program had started the benchmark. The flags "
-            "behind it are those of `src/eval_latency_throughput.py`."
+            f"In {hidden} of them no script is named (`python x`): another program had started the benchmark. "
+            "The flags behind it are those of `src/eval_latency_throughput.py`."
         )
     return " ".join(found)
 
@@ -128,13 +128,13 @@ def service_cells(level):
     ]
 
 
-def overload_words(name, told):
-    ends = ", ".join(f"{n:,} with {status}" for status, n in sorted(told["statuses"].items()))
-    before, after = told["memory_mib"]
+def overload_words(name, found):
+    ends = ", ".join(f"{n:,} with {status}" for status, n in sorted(found["statuses"].items()))
+    before, after = found["memory_mib"]
     return (
-        f"Overload, {name}: {told['n']:,} requests at {told['rate_per_s']:.0f} a second ended {ends}; memory "
+        f"Overload, {name}: {found['n']:,} requests at {found['rate_per_s']:.0f} a second ended {ends}; memory "
         f"{before:,.0f} MiB before, {after:,.0f} after; "
-        f"the next request was answered in {told['next_answer_ms']:,.0f} ms."
+        f"the next request was answered in {found['next_answer_ms']:,.0f} ms."
     )
 
 

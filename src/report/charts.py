@@ -158,15 +158,15 @@ def over_concurrency(title, axis, unit, series):
             else ""
         )
         body += marked_line(index, name, unit, points, across, up)
-    said = [
+    described = [
         f"{name}: {spoken_points(points, unit)}" + (f" (floor: {spoken_points(floor, unit)})" if floor else "")
         for name, points, floor in series
     ]
-    return svg(FLOOR + 42, f"{title} over concurrency. " + "; ".join(said), body)
+    return svg(FLOOR + 42, f"{title} over concurrency. " + "; ".join(described), body)
 
 
 def marked_line(index, name, unit, points, across, up):
-    """A run's line: solid, told apart by colour and by the shape of its marks."""
+    """A run's line: solid, recognisable by colour and by the shape of its marks."""
     style = index % N_SERIES_STYLES
     mark = MARKS[index % len(MARKS)]
     body = f'<polyline class="line run s{style}" points="{log_path(points, across, up)}"/>'
@@ -273,11 +273,11 @@ def slice_bar(kpi_name, kpi, title, index, y):
 
 
 def confusion_table(confusion):
-    """Gold verdicts down, said verdicts across: counts, row percents, and the shade that the percent gives."""
-    said = confusion["said"]
+    """Gold verdicts down, predicted verdicts across: counts, row percents, and the shade that the percent gives."""
+    predicted = confusion["said"]
     counts = confusion["counts"]
-    shown = [s for s in range(len(said)) if s < len(confusion["labels"]) or any(row[s] for row in counts)]
-    head = "".join(f'<th scope="col">{escape(said[s])}</th>' for s in shown)
+    shown = [s for s in range(len(predicted)) if s < len(confusion["labels"]) or any(row[s] for row in counts)]
+    head = "".join(f'<th scope="col">{escape(predicted[s])}</th>' for s in shown)
     body = ""
     for g, gold in enumerate(confusion["labels"]):
         n = sum(counts[g])
@@ -285,7 +285,7 @@ def confusion_table(confusion):
         body += f'<tr><th scope="row">{escape(gold)} <span class="small">n = {n:,}</span></th>{cells}</tr>'
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion"><thead>'
-        f'<tr><th scope="col">gold \\ said</th>{head}</tr></thead>'
+        f'<tr><th scope="col">gold \\ predicted</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -313,8 +313,8 @@ def data_words(run):
 def words(facts):
     """Facts of a manifest as text."""
     known = {name: value for name, value in (facts or {}).items() if value is not None}
-    told = [
+    shown = [
         f"{name} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for name, value in known.items()
     ]
-    return ", ".join(charts.clipped(text, MOST_LETTERS) for text in told)
+    return ", ".join(charts.clipped(text, MOST_LETTERS) for text in shown)

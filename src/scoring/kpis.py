@@ -207,7 +207,7 @@ def title_of(name):
 
 
 def slice_kpis(task):
-    """The KPIs that are told by slice: at most two, so that their bars can be read."""
+    """The KPIs that are shown by slice: at most two, so that their bars can be read."""
     if task.verdict:
         from scoring.verdicts import SLICE_KPIS
 

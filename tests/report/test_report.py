@@ -301,6 +301,7 @@ TOP_KEYS = [
 
 @pytest.mark.parametrize("key", TOP_KEYS)
 def test_damaged_metrics_make_a_report_or_name_file_key_and_next_step(bench, key):
+    bench.for_many_runs()
     bench.put("baseline_boosting", bench.boosting, kind="baseline")
     bench.put("phi4mini", bench.good, **FACTS)
     path = bench.reports / "phi4mini_metrics.json"

@@ -120,12 +120,12 @@ def test_cells_come_from_concurrency_one_and_eight_and_say_how(bench):
     bench.make()
     assert latency_cells(bench, "Title phi4mini") == ["50.5", "101", "111", "4,440"]
     for column, concurrency in (("p50 (ms)", 1), ("p95 (ms)", 1), ("Req/s @8", 8), ("Tok/s", 8)):
-        said = note(bench, "Title phi4mini", column)
+        words = note(bench, "Title phi4mini", column)
         assert all(
-            part in said
+            part in words
             for part in ("vLLM (guaranteed)", f"concurrency {concurrency},", "n = 200", "none failed", "NVIDIA H200")
-        ), said
-        assert "lowest measured" not in said and "random" not in said
+        ), words
+        assert "lowest measured" not in words and "random" not in words
     assert re.search(
         r'<td>50\.5 <a class="ref" href="#note-\d" aria-label="note \d">\[\d]</a><span class="small">n = 200</span>',
         bench.text("index.html"),
@@ -397,6 +397,7 @@ def places(value, path=()):
 
 
 def test_a_damaged_manifest_makes_a_report_or_names_file_key_and_next_step(bench):
+    bench.for_many_runs()
     put(bench, "phi4mini", "phi4mini", LADDER)
     path = bench.reports / "phi4mini_latency.manifest.json"
     whole = json.loads(path.read_text())

@@ -102,6 +102,12 @@ class Bench:
         self.monkeypatch.setattr(sys, "argv", ["src/make_report.py", *words])
         make_report.main()
 
+    def for_many_runs(self):
+        """Without what costs a run most of its time, for tests with hundreds: planned models' YAML, and git's commit."""
+        for path in self.configs.iterdir():
+            path.unlink()
+        self.monkeypatch.setattr(make_report, "write_manifest", lambda *_, **__: None)
+
     def text(self, name):
         return (self.reports / name).read_bytes().decode()
 
