@@ -1,9 +1,8 @@
-"""Serve a model: python src/serve.py, then POST a case to the task's route at http://127.0.0.1:8080, for the default
-task {"record1": {...}, "record2": {...}} to /match
+"""Serve a model: python src/serve.py, then POST a case to the task's route at http://127.0.0.1:8080 (CRM: /match)
 
 The model that ships with the project answers in this process; --model_path serves a trained one, --upstream asks an
 OpenAI-compatible server (vLLM, SGLang, llama.cpp) instead. Beyond this machine (--host) a key is wanted of every
-client: --keys, or the variable STEWARD_API_KEYS.
+client: --keys, or the variable STEWARD_API_KEYS. A task without a service.py has POST /answer.
 """
 
 import argparse

@@ -146,10 +146,11 @@ class TaskContract:
         """The JSON Schema of an answer's body, with what ?detail=true adds."""
         own = self.task.answer_schema or {"type": "string", "minLength": 1}
         more = self.detail_schemas()
+        place = f"#/components/schemas/{self.schema_names()[1]}"
         if self.answer_key is None:
+            own = with_references_to(place, own)
             return own | {"properties": own["properties"] | more}
-        # References inside a schema are resolved from its own top.
-        inside = {"$id": "urn:steward:answer"} | own if "$ref" in json.dumps(own) else own
+        inside = with_references_to(f"{place}/properties/{self.answer_key}", own)
         return {
             "type": "object",
             "required": [self.answer_key],
@@ -172,6 +173,19 @@ def first_sample(task):
     if not path.is_file():
         return {}
     return next((parse_json(line) for _, line in read_lines(path) if line.strip()), {})
+
+
+def with_references_to(place, schema):
+    """A schema that stands at a place of a larger document: its references to itself begin there."""
+    if isinstance(schema, list):
+        return [with_references_to(place, one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: with_references_to(place, value) for key, value in schema.items()}
+    reference = found.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        found["$ref"] = place + reference.removeprefix("#")
+    return found
 
 
 def component_name(words):

@@ -198,7 +198,7 @@ def test_records_are_shown_as_text_and_differences_are_marked(review):
         and "hidden" in page.inner_text("#hidden-rows")
         and "= same" not in page.inner_text("#rows")
     )
-    page.locator("#reasoning a").first.click()
+    page.locator("#sentence a").first.click()
     assert page.locator("#rows tr.pointed").count() == 1 and errors == []
 
 

@@ -195,7 +195,7 @@ function showVerdict(open) {
   const verdict = predicted(card), reason = card[state.page.reason_key] || "";
   $("model-result").textContent = verdict;
   $("model-share").textContent = verdict in shares ? `(${percent(shares[verdict])})` : "";
-  $("reasoning").replaceChildren(...linked(reason, card.rows));
+  $("sentence").replaceChildren(...linked(reason, card.rows));
   $("shares").replaceChildren(...Object.entries(shares).map(([label, share]) => {
     const entry = element("div");
     entry.append(element("dt", label), element("dd", percent(share)));
@@ -205,7 +205,7 @@ function showVerdict(open) {
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
-// The reasoning with each field that it names as a link to the field's row.
+// The sentence with each field that it names as a link to the field's row.
 function linked(text, rows) {
   const names = rows.map((row) => row.field).sort((a, b) => b.length - a.length).map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   if (!names.length) return [document.createTextNode(text)];
