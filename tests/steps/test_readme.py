@@ -109,7 +109,7 @@ def test_the_sample_answer_is_what_the_shipped_model_says():
 
 def decided(path):
     case = {"record1": {"name": "Ann Lee"}, "record2": {"name": "Anne Lea"}}
-    decision = {"action": "correct", "pair": decisions.pair_hash(load_task(), case), "id": None, "input": case}
+    decision = {"action": "correct", "pair": decisions.case_hash(load_task(), case), "id": None, "input": case}
     decision |= {"model": "m:1", "model_result": "POSSIBLE", "model_reasoning": "Needs review: name is similar."}
     decision |= {"model_probability": 0.6, "result": "NO_MATCH", "reasoning": None, "reason": "other person"}
     decisions.Decisions(path).add(decision | {"reviewer": "kim", "seconds": 2.0, "blind": False})
