@@ -134,9 +134,14 @@ def closure(sources):
     return sorted(found)
 
 
-@cache
 def imported(path):
     """The project's files that a file imports, or names as "module:attribute" for a library that imports them."""
+    return imported_at(path, path.stat().st_mtime_ns)
+
+
+@cache
+def imported_at(path, time_ns):
+    """As `imported`, for the file as it was written at this time."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -161,9 +166,14 @@ def files_of(module):
     return set()
 
 
-@cache
 def code_hash(path):
     """A hash of what a file does, without comments, docstrings and layout."""
+    return code_hash_at(path, path.stat().st_mtime_ns)
+
+
+@cache
+def code_hash_at(path, time_ns):
+    """As `code_hash`, for the file as it was written at this time."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -35,16 +35,16 @@ def test_of_equally_likely_verdicts_the_one_for_a_person_is_told():
         def verdicts(self, conversations):
             yield from ((at, dict.fromkeys(TASK.verdict.labels, 1 / 3)) for at, _ in enumerate(conversations))
 
-    [found] = ask.judged(Undecided(), TASK, [({}, {"record1": {}, "record2": {}})])
+    [found] = ask.verdicts(Undecided(), TASK, [({}, {"record1": {}, "record2": {}})])
     assert found["result"] == TASK.verdict.review
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "give two records"),
-        (("{}",), "give two records"),
-        (("{}", "{}", "--pairs", "x"), "give two records"),
+        ((), "give one pair as JSON"),
+        (("{}",), "two records as JSON are wanted, found 1"),
+        (("{}", "{}", "--pairs", "x"), "give one pair as JSON"),
         (("{}", "oops"), "record2: not JSON"),
         (("--pairs", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
     ],

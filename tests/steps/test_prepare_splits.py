@@ -19,7 +19,8 @@ from rapidfuzz.distance import Levenshtein
 
 import prepare_splits
 from resolution import near_duplicates
-from tasks.crm import data, synthetic
+from tasks import load_task
+from tasks.crm import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -284,7 +285,7 @@ def test_most_planted_slips_would_leak_without_grouping():
 
 
 def index_of(cases):
-    index = near_duplicates.Index(len(cases), data)
+    index = near_duplicates.Index(len(cases), load_task())
     for at, case in enumerate(cases):
         index.add(at, case, 0)
     index.close()
