@@ -1,29 +1,14 @@
-"""What a measurement must hold to be drawn, and the sentence that says where a file leaves that shape."""
+"""What a measurement must hold to be drawn, and the sentence that names the place where a file does not."""
 
 import jsonschema
 
 from common import UserError, read_json
 
 LEVEL_NUMBERS = (
-    "p50_ms",
-    "p95_ms",
-    "p99_ms",
-    "first_token_p50_ms",
-    "first_token_p95_ms",
-    "req_per_s",
-    "output_tok_per_s",
-    "prompt_tok_per_s",
-    "prompt_tokens_mean",
-    "output_tokens_mean",
-    "json_valid_raw_pct",
-    "json_valid_pct",
-    "closed_at_budget_pct",
-    "mask_overruled_pct",
-    "floor_p50_ms",
-    "p50_of_floor",
-    "floor_req_per_s",
-    "req_per_s_of_floor_pct",
-)
+    "p50_ms p95_ms p99_ms first_token_p50_ms first_token_p95_ms req_per_s output_tok_per_s prompt_tok_per_s "
+    "prompt_tokens_mean output_tokens_mean json_valid_raw_pct json_valid_pct closed_at_budget_pct mask_overruled_pct "
+    "floor_p50_ms p50_of_floor floor_req_per_s req_per_s_of_floor_pct"
+).split()
 
 
 def checked(path, shape, task, again):
@@ -50,24 +35,26 @@ def difference(error):
         found = "missing"
         expected = "a value"
     elif error.validator == "type":
-        expected = " or ".join(
-            [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
-        )
+        types = error.validator_value
+        expected = types if isinstance(types, str) else " or ".join(types)
     if not place:
         return f"an {expected} was expected, found {type(error.instance).__name__}"
-    return (
-        f"{place[0]!r} is {found}, expected {expected}"
-        if len(place) == 1
-        else f"{'.'.join(map(str, place))} is {found}, expected {expected}"
-    )
+    name = repr(place[0]) if len(place) == 1 else ".".join(map(str, place))
+    return f"{name} is {found}, expected {expected}"
 
 
-def holds(*needed, **properties):
-    return {"type": "object", "properties": properties, "required": needed}
+def holds(needed, **others):
+    """An object with all the needed properties; of the others those that it has must fit too."""
+    return {"type": "object", "properties": needed | others, "required": list(needed)}
 
 
-def every(item, kind="array"):
-    return {"type": kind, {"array": "items", "object": "additionalProperties"}[kind]: item}
+def list_of(item, n=None):
+    return {"type": "array", "items": item} | ({} if n is None else {"minItems": n, "maxItems": n})
+
+
+def named(item):
+    """An object whose keys are names and whose values are all of one kind."""
+    return {"type": "object", "additionalProperties": item}
 
 
 def drawable(_, value):
@@ -87,145 +74,83 @@ TEXT, SIZE, FACTS = ({"type": [kind, "null"]} for kind in ("string", "number", "
 MEMORY = FACTS | {
     "properties": {"method": TEXT, "peak_gpu_memory_mib": SIZE, "peak_memory_mib": SIZE, "hardware": FACTS}
 }
+INTERVAL = {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 # Nothing to measure is a null value; a value comes with its interval.
-KPI = holds(
-    "value",
-    "n",
-    value=SIZE,
-    n=COUNT,
-    ci95={"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
-) | {"if": {"properties": {"value": {"type": "number"}}}, "then": holds("ci95", ci95={"type": "array"})}
-BIN = holds(
-    "from",
-    "to",
-    "n",
-    "confidence",
-    "accuracy",
-    **{"from": SHARE},
-    to=SHARE,
-    n=COUNT | {"minimum": 1},
-    confidence=SHARE,
-    accuracy=SHARE,
-)
+KPI = holds({"value": SIZE, "n": COUNT}, ci95=INTERVAL) | {
+    "if": {"properties": {"value": {"type": "number"}}},
+    "then": holds({"ci95": {"type": "array"}}),
+}
+BIN = holds({"from": SHARE, "to": SHARE, "n": COUNT | {"minimum": 1}, "confidence": SHARE, "accuracy": SHARE})
 
 
 def metrics_shape(task):
     """Of a metrics file what the report draws; the tables of verdicts where the task has them."""
-    shape = holds(
-        "model",
-        "kpis",
-        "data",
-        "slices",
-        "predictions",
-        model=WORD,
-        predictions=WORD,
-        predictions_sha256=WORD,
-        title=TEXT,
-        checkpoint=TEXT,
-        precision=TEXT,
-        kind=WORD,
-        task=WORD,
-        data=holds(sha256=TEXT, rows=SIZE),
-        training=MEMORY,
-        predicted=MEMORY,
-        versions=FACTS,
-        hardware=FACTS,
-        kpis=every(KPI, "object"),
-        slices=every(every(every(KPI, "object") | {"minProperties": 1}, "object"), "object"),
-    )
+    kpis = named(KPI)
+    needed = {
+        "model": WORD,
+        "kpis": kpis,
+        "data": holds({"sha256": TEXT, "rows": SIZE}),
+        "slices": named(named(kpis | {"minProperties": 1})),
+        "predictions": WORD,
+    }
+    texts = dict.fromkeys(("title", "checkpoint", "precision"), TEXT)
+    words = dict.fromkeys(("kind", "task", "predictions_sha256"), WORD)
+    made = {"training": MEMORY, "predicted": MEMORY, "versions": FACTS, "hardware": FACTS}
+    shape = holds(needed, **texts, **words, **made)
     return Shape({"allOf": [shape, verdict_tables(task)]} if task.verdict else shape)
 
 
 def verdict_tables(task):
     labels = list(task.verdict.labels)
-    counts = every(every(COUNT) | length(len(labels) + 1)) | length(len(labels))
+    confusion = {
+        "labels": {"const": labels},
+        "said": list_of(WORD, len(labels) + 1),
+        "counts": list_of(list_of(COUNT, len(labels) + 1), len(labels)),
+    }
     return holds(
-        "confusion",
-        "calibration",
-        "risk_coverage",
-        confusion=holds(
-            "labels",
-            "said",
-            "counts",
-            labels={"const": labels},
-            said=every(WORD) | length(len(labels) + 1),
-            counts=counts,
-        ),
-        calibration=every(BIN),
-        risk_coverage=every(holds("coverage", "risk", coverage=SHARE, risk=SHARE)),
-        slices=every(every(holds("accuracy", "macro_f1"), "object"), "object"),
+        {
+            "confusion": holds(confusion),
+            "calibration": list_of(BIN),
+            "risk_coverage": list_of(holds({"coverage": SHARE, "risk": SHARE})),
+            "slices": named(named(holds({"accuracy": KPI, "macro_f1": KPI}))),
+        }
     )
-
-
-def length(n):
-    return {"minItems": n, "maxItems": n}
 
 
 MEASURED = SIZE | {"minimum": 0}
 # A closed loop is driven by its concurrency, an open one by its rate; what nobody measured is null.
 LEVEL = holds(
-    "form",
-    "concurrency",
-    "rate_per_s",
-    "n",
-    "n_failed",
-    *LEVEL_NUMBERS,
-    form={"enum": ["closed", "open", "verdicts"]},
-    concurrency={"type": ["integer", "null"], "minimum": 1},
-    rate_per_s=SIZE | {"exclusiveMinimum": 0},
-    n=COUNT,
-    n_failed=COUNT,
-    **dict.fromkeys(LEVEL_NUMBERS, MEASURED),
+    {
+        "form": {"enum": ["closed", "open", "verdicts"]},
+        "concurrency": {"type": ["integer", "null"], "minimum": 1},
+        "rate_per_s": SIZE | {"exclusiveMinimum": 0},
+        "n": COUNT,
+        "n_failed": COUNT,
+        **dict.fromkeys(LEVEL_NUMBERS, MEASURED),
+    }
 ) | {
     "allOf": [
         {
-            "if": {"properties": {"form": {"const": "closed"}}},
-            "then": {"properties": {"concurrency": {"type": "integer"}}},
-        },
-        {"if": {"properties": {"form": {"const": "open"}}}, "then": {"properties": {"rate_per_s": {"type": "number"}}}},
+            "if": {"properties": {"form": {"const": form}}},
+            "then": {"properties": {driven_by: {"type": kind}}},
+        }
+        for form, driven_by, kind in (("closed", "concurrency", "integer"), ("open", "rate_per_s", "number"))
     ]
 }
-FLOOR = (
-    holds(
-        "bandwidth_gb_s",
-        "matmul_tflop_s",
-        "weights_gb",
-        "note",
-        bandwidth_gb_s=MEASURED,
-        matmul_tflop_s=MEASURED,
-        weights_gb=MEASURED,
-        note=TEXT,
-    )
-    | FACTS
-)
+ROOFLINE = dict.fromkeys(("bandwidth_gb_s", "matmul_tflop_s", "weights_gb"), MEASURED)
 BENCHMARK_SHAPE = Shape(
     holds(
-        "task",
-        "model",
-        "title",
-        "checkpoint",
-        "backend",
-        "decoding",
-        "engine",
-        "data",
-        "weights",
-        "floor",
-        "levels",
-        task=WORD,
-        model=WORD,
-        title=WORD,
-        checkpoint=TEXT,
-        backend=WORD,
-        decoding=WORD,
-        engine={"type": "object"},
-        data=holds("path", "sha256", "rows", path=TEXT, sha256=TEXT, rows=SIZE),
-        weights={"enum": ["trained", "random"]},
-        floor=FLOOR,
+        {
+            **dict.fromkeys(("task", "model", "title", "backend", "decoding"), WORD),
+            "checkpoint": TEXT,
+            "engine": {"type": "object"},
+            "data": holds({"path": TEXT, "sha256": TEXT, "rows": SIZE}),
+            "weights": {"enum": ["trained", "random"]},
+            "floor": holds(ROOFLINE | {"note": TEXT}) | FACTS,
+            "levels": list_of(LEVEL) | {"minItems": 1},
+        },
         versions=FACTS,
         hardware=FACTS,
-        command=TEXT,
-        git_commit=TEXT,
-        finished=TEXT,
-        levels=every(LEVEL) | {"minItems": 1},
+        **dict.fromkeys(("command", "git_commit", "finished"), TEXT),
     )
 )

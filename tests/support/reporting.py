@@ -103,7 +103,7 @@ class Bench:
         make_report.main()
 
     def for_many_runs(self):
-        """Without what costs a run most of its time, for tests with hundreds: planned models' YAML, and git's commit."""
+        """For tests with hundreds of runs: without what costs most of the time, planned models' YAML and git."""
         for path in self.configs.iterdir():
             path.unlink()
         self.monkeypatch.setattr(make_report, "write_manifest", lambda *_, **__: None)
