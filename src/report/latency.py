@@ -13,7 +13,7 @@ from pathlib import Path
 from common import UserError
 from report import charts
 from report.marked_text import md, md_table
-from report.shapes import BENCHMARK_SHAPE, checked
+from report.shapes import BENCHMARK_SHAPE, LEVEL_FACTS, checked
 from tasks import DEFAULT
 
 CSV = "_latency.csv"
@@ -29,9 +29,8 @@ ENGINES = {
 # A server's own constraint has its own words and stands between the two.
 DECODINGS = {"guaranteed": 0, "unconstrained": 2}
 RUN_COLUMNS = ["model", "title", "backend", "decoding", "weights"]
-LOAD_COLUMNS = ["form", "concurrency", "rate_per_s", "n", "n_failed"]
 LATENCY_CSV = [
-    *LOAD_COLUMNS,
+    *LEVEL_FACTS,
     "p50_ms",
     "p95_ms",
     "p99_ms",
@@ -41,7 +40,7 @@ LATENCY_CSV = [
     "p50_of_floor",
 ]
 THROUGHPUT_CSV = [
-    *LOAD_COLUMNS,
+    *LEVEL_FACTS,
     "req_per_s",
     "output_tok_per_s",
     "prompt_tok_per_s",

@@ -3,12 +3,11 @@
 import jsonschema
 
 from common import UserError, read_json
+from load.measures import MEASURES
 
-LEVEL_NUMBERS = (
-    "p50_ms p95_ms p99_ms first_token_p50_ms first_token_p95_ms req_per_s output_tok_per_s prompt_tok_per_s "
-    "prompt_tokens_mean output_tokens_mean json_valid_raw_pct json_valid_pct closed_at_budget_pct mask_overruled_pct "
-    "floor_p50_ms p50_of_floor floor_req_per_s req_per_s_of_floor_pct"
-).split()
+# What a level of load is, and what was measured at it.
+LEVEL_FACTS = MEASURES[:5]
+LEVEL_NUMBERS = MEASURES[5:]
 
 
 def checked(path, shape, task, again):

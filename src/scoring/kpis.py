@@ -201,8 +201,8 @@ def comparison_columns(task):
 
 
 def title_of(name):
-    """json_valid_pct -> Json valid %"""
-    words = name.removesuffix("_pct").replace("_", " ").capitalize()
+    """json_valid_pct -> JSON valid %"""
+    words = name.removesuffix("_pct").replace("_", " ").capitalize().replace("Json", "JSON")
     return f"{words} %" if name.endswith("_pct") else words
 
 

@@ -15,7 +15,7 @@ from support.reporting import Bench, Elements
 
 COLUMNS_OF = {
     "notes": ["Exact %", "Names a part %"],
-    "booking": ["Exact %", "Json valid %"],
+    "booking": ["Exact %", "JSON valid %"],
     "switches": ["Exact %", "Valid %"],
 }
 WRONG = {
