@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -28,6 +29,20 @@ QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM"
 # What these say is read when a library is imported, or by the interpreter itself when it starts.
 READ_AT_IMPORT = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_", "CUDA_")
 STARTS_WITHIN_S = 180
+LIBRARIES = (
+    "accelerate.commands.launch",
+    "datasets",
+    "duckdb",
+    "fastapi",
+    "jsonschema",
+    "peft",
+    "rapidfuzz",
+    "sklearn.ensemble",
+    "splink",
+    "torch.utils.tensorboard",
+    "trl.trainer.sft_trainer",
+    "uvicorn",
+)
 
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -62,7 +77,16 @@ def warm_python():
     environment = os.environ | QUIET
     imported = {key: value for key, value in environment.items() if key.startswith(READ_AT_IMPORT)}
     # The pipe at its standard input is closed when this process ends, however it ends.
-    server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, env=environment, cwd=folder)
+    log = folder / "log"
+    with open(log, "w") as words:
+        server = subprocess.Popen(
+            [sys.executable, __file__, address],
+            stdin=subprocess.PIPE,
+            stdout=words,
+            stderr=words,
+            env=environment,
+            cwd=folder,
+        )
     program = folder / "python"
     program.write_text(
         CLIENT.format(python=sys.executable, prefixes=READ_AT_IMPORT, imported=imported, address=address)
@@ -70,7 +94,7 @@ def warm_python():
     program.chmod(0o755)
     end = time.monotonic() + STARTS_WITHIN_S
     while not address.exists():
-        assert server.poll() is None, "the warm interpreter ended while it started"
+        assert server.poll() is None, f"the warm interpreter ended while it started: {log.read_text()[-2000:]}"
         assert time.monotonic() < end, "the warm interpreter did not start in time"
         time.sleep(0.05)
     return str(program)
@@ -101,16 +125,11 @@ def serve(address):
 
 
 def import_libraries():
-    import accelerate.commands.launch  # noqa: F401
-    import datasets  # noqa: F401
-    import fastapi  # noqa: F401
-    import jsonschema  # noqa: F401
-    import peft  # noqa: F401
-    import sklearn.ensemble  # noqa: F401
-    import splink  # noqa: F401
-    import torch.utils.tensorboard  # noqa: F401
-    import trl.trainer.sft_trainer  # noqa: F401
-    import uvicorn  # noqa: F401
+    for name in LIBRARIES:
+        # A call that needs what is not installed says so itself.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    # These are imported when they are first asked for.
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM, Trainer  # noqa: F401
 
 
@@ -151,7 +170,7 @@ def prepared_call(call, folder, environment, program):
     for name, place, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         buffered = {"buffering": 1} if mode == "w" and (place == 2 or os.isatty(place)) else {}
         errors = "backslashreplace" if place == 2 else "strict"
-        file = open(place, mode, encoding="utf-8", errors=errors, closefd=False, **buffered)
+        file = os.fdopen(place, mode, encoding="utf-8", errors=errors, closefd=False, **buffered)
         setattr(sys, name, file)
         setattr(sys, f"__{name}__", file)
     multiprocessing.spawn.set_executable(sys.executable)
