@@ -30,7 +30,8 @@ def main():
         made, skipped, data = run_baselines(args, task)
         print_table(made, skipped, args.out)
     else:
-        made, data = {}, None
+        made = {}
+        data = None
         skipped = dict.fromkeys(args.only, NO_VERDICT)
         print(f"the task {task.name} has no baseline: {NO_VERDICT}")
     if whole:

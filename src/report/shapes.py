@@ -69,7 +69,9 @@ Shape = jsonschema.validators.extend(jsonschema.Draft202012Validator, type_check
 WORD = {"type": "string"}
 COUNT = {"type": "integer", "minimum": 0}
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-TEXT, SIZE, FACTS = ({"type": [kind, "null"]} for kind in ("string", "number", "object"))
+TEXT = {"type": ["string", "null"]}
+SIZE = {"type": ["number", "null"]}
+FACTS = {"type": ["object", "null"]}
 MEMORY = FACTS | {
     "properties": {"method": TEXT, "peak_gpu_memory_mib": SIZE, "peak_memory_mib": SIZE, "hardware": FACTS}
 }

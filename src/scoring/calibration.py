@@ -1,5 +1,7 @@
 """Expected calibration error: how far apart a share and its truth are, over bins of alike shares."""
 
+from scoring.ratios import ratio
+
 N_BINS = 10
 
 
@@ -28,7 +30,5 @@ def gap_columns(bins, shares, truth):
 def expected_error(gap_sums, n):
     """ECE of summed gap columns, one row a resample; NaN where no row has a share."""
     import numpy as np
-
-    from scoring.ratios import ratio
 
     return ratio(np.abs(gap_sums).sum(1), n)

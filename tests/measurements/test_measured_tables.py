@@ -31,14 +31,16 @@ def test_a_service_table_tells_failures_and_overload(tmp_path):
         "service": {"n": 4, "n_valid": 3, "req_per_s": 1.0, "p50_ms": 10.0, "p95_ms": 20.0},
         "direct": {"n": 4, "n_valid": 4, "req_per_s": 2.0, "p50_ms": 5.0, "p95_ms": 6.0},
     }
-    told = {
+    overload = {
         "rate_per_s": 5.0,
         "n": 10,
         "statuses": {"429": 6, "200": 4},
         "memory_mib": [100.0, 101.0],
         "next_answer_ms": 7.0,
     }
-    (tmp_path / "cpu_steward_mini.json").write_text(json.dumps({"levels": [level], "overload": told}), encoding="utf-8")
+    (tmp_path / "cpu_steward_mini.json").write_text(
+        json.dumps({"levels": [level], "overload": overload}), encoding="utf-8"
+    )
     table = measured_tables.service_table(tmp_path)
     assert "| 8 | 4 | 1.0 | 10 | 20 | 2.0 | 5 | 0.50 | 75.0 |" in table
     assert (

@@ -76,7 +76,7 @@ def test_loses_to_boosting_only_when_it_does(bench):
         assert "loses to gradient boosting" not in bench.text(name)
 
 
-def test_other_data_is_said_and_not_compared(bench):
+def test_other_data_is_reported_and_not_compared(bench):
     bench.put("baseline_boosting", bench.boosting, kind="baseline")
     bench.put("phi4mini", bench.bad, sha256="b" * 64)
     bench.make()
@@ -95,7 +95,7 @@ def test_same_real_data_raises_no_such_warning(bench):
     assert not re.search("Different data|Synthetic data|No baseline", bench.text("model_comparison.md"))
 
 
-def test_synthetic_data_is_said(bench):
+def test_synthetic_data_is_reported(bench):
     bench.put("phi4mini", bench.good, synthetic=True)
     bench.make()
     for name in ("model_comparison.md", "index.html"):

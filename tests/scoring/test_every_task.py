@@ -59,8 +59,8 @@ def test_rubbish_scores_nothing_in_every_column_of_the_comparison(task):
     found = scored(task, answered(task, lambda row: RUBBISH))["kpis"]
     names = [*kpis.comparison_columns(task).values(), "accuracy" if task.verdict else "exact_pct"]
     # Any text is an answer where a text is asked for: there only an empty one is none.
-    told = {name: found[name]["value"] for name in names if not (task.answer == "text" and name == "valid_pct")}
-    assert told and not any(told.values()), told
+    found_values = {name: found[name]["value"] for name in names if not (task.answer == "text" and name == "valid_pct")}
+    assert found_values and not any(found_values.values()), found_values
 
 
 def test_no_text_is_no_answer(task):

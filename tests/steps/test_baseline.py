@@ -159,11 +159,12 @@ def test_boosting_and_splink_beat_the_majority_clearly(made):
 def test_splink_ranks_duplicates_above_no_matches(made):
     from sklearn.metrics import roc_auc_score
 
-    told = [row for row in read(made, "splink")[0] if row["gold"]["result"] != "POSSIBLE"]
-    assert len({row["gold"]["result"] for row in told}) == 2
+    decided = [row for row in read(made, "splink")[0] if row["gold"]["result"] != "POSSIBLE"]
+    assert len({row["gold"]["result"] for row in decided}) == 2
     assert (
         roc_auc_score(
-            [row["gold"]["result"] == "DUPLICATE" for row in told], [row["probabilities"]["DUPLICATE"] for row in told]
+            [row["gold"]["result"] == "DUPLICATE" for row in decided],
+            [row["probabilities"]["DUPLICATE"] for row in decided],
         )
         > 0.8
     )
@@ -219,7 +220,7 @@ def test_three_thousand_cases_a_second():
     assert len(cases) / (time.process_time() - start) >= 3_000
 
 
-def told(folder, name):
+def answers_of(folder, name):
     return [
         (row["id"], row["label"], row["probabilities"], row["swapped_probabilities"]) for row in read(folder, name)[0]
     ]
@@ -234,7 +235,7 @@ def test_the_test_labels_reach_no_prediction(made, tmp_path):
     folder = write(tmp_path, **{**given, "test": permuted})
     assert call(folder) == 0
     for name in NAMES:
-        assert told(folder, name) == told(made, name)
+        assert answers_of(folder, name) == answers_of(made, name)
     assert accuracy(folder, "boosting") < accuracy(made, "boosting") - 0.2, "the labels were not really permuted"
 
 
@@ -352,27 +353,28 @@ def test_a_task_with_a_verdict_and_no_module_of_its_own_has_the_majority(tmp_pat
     rows = [{"input": {"text": f"word {n}"}, "output": {"mood": "bad" if n % 3 else "good"}} for n in range(12)]
     write(tmp_path, train=rows, val=rows[:3], test=rows[3:9])
     assert call(tmp_path, "--task", "moods") == 0
-    said = capfd.readouterr().out
+    printed = capfd.readouterr().out
     assert (
-        "majority  accuracy 0.667" in said and "boosting  skipped: src/tasks/moods/baseline.py has no features" in said
+        "majority  accuracy 0.667" in printed
+        and "boosting  skipped: src/tasks/moods/baseline.py has no features" in printed
     )
     predictions, _, metrics = read(tmp_path, "majority")
     assert {row["label"] for row in predictions} == {"bad"} and metrics["kpis"]["swap_changed_pct"]["value"] is None
 
 
-def test_expectation_maximisation_that_fails_is_said_and_replaced(tmp_path, capfd):
+def test_expectation_maximisation_that_fails_is_reported_and_replaced(tmp_path, capfd):
     ann = {"name": "Ann Lee", "city": "Rome"}
     bob = {"name": "Bob Roth", "city": "Oslo"}
     pair = [
-        {"input": {"record1": ann, "record2": other}, "output": {"result": said, "reasoning": "x"}}
-        for other, said in ((ann, "DUPLICATE"), (bob, "NO_MATCH"))
+        {"input": {"record1": ann, "record2": other}, "output": {"result": verdict, "reasoning": "x"}}
+        for other, verdict in ((ann, "DUPLICATE"), (bob, "NO_MATCH"))
     ]
     folder = write(tmp_path, train=pair, val=pair[:1], test=[pair[0], pair[1], pair[0]])
     assert call(folder, "--only", "splink") == 0
-    said = capfd.readouterr().out
+    printed = capfd.readouterr().out
     (predictions, _, metrics) = read(folder, "splink")
     assert (
-        "expectation maximisation failed" in said
+        "expectation maximisation failed" in printed
         and "m counted on the labelled matches" in metrics["training"]["method"]
     )
     assert len(predictions) == 3

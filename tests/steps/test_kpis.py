@@ -26,16 +26,16 @@ CASE = {"record1": {"name": "Ann Lee"}, "record2": {"name": "Ann Lee"}}
 CHANCES = {"DUPLICATE": 0.7, "POSSIBLE": 0.2, "NO_MATCH": 0.1}
 
 
-def predicted(gold, said, probabilities=None, swapped=None, raw="{}", finish="stop", case=CASE, reasoning="x"):
-    """One prediction row; `said` None is an answer without a valid verdict."""
-    answer = {"result": said, "reasoning": reasoning} if said else None
+def predicted(gold, answered, probabilities=None, swapped=None, raw="{}", finish="stop", case=CASE, reasoning="x"):
+    """One prediction row; `answered` None is an answer without a valid verdict."""
+    answer = {"result": answered, "reasoning": reasoning} if answered else None
     return {
         "id": "x",
         "input": case,
         "gold": {"result": gold, "reasoning": "x"},
         "raw": raw,
         "answer": answer,
-        "label": said,
+        "label": answered,
         "probabilities": probabilities,
         "swapped_probabilities": swapped,
         "finish_reason": finish,
@@ -80,21 +80,21 @@ def rows(request):
 
 def test_verdict_kpis_equal_scikit_learns(rows):
     gold = [row["gold"]["result"] for row in rows]
-    said = [row["label"] or "INVALID" for row in rows]
+    answered = [row["label"] or "INVALID" for row in rows]
     found = values(rows)
     present = [label for label in LABELS if label in gold]
-    assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(gold, said), abs=1e-6)
+    assert found["accuracy"] == pytest.approx(sklearn_metrics.accuracy_score(gold, answered), abs=1e-6)
     assert found["macro_f1"] == pytest.approx(
-        sklearn_metrics.f1_score(gold, said, labels=present, average="macro", zero_division=0), abs=1e-6
+        sklearn_metrics.f1_score(gold, answered, labels=present, average="macro", zero_division=0), abs=1e-6
     )
     precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
-        gold, said, labels=LABELS, zero_division=0
+        gold, answered, labels=LABELS, zero_division=0
     )
     for at, label in enumerate(LABELS):
-        assert found[f"precision_{label}"] == (pytest.approx(precision[at], abs=1e-6) if label in said else None)
+        assert found[f"precision_{label}"] == (pytest.approx(precision[at], abs=1e-6) if label in answered else None)
         assert found[f"recall_{label}"] == (pytest.approx(recall[at], abs=1e-6) if support[at] else None)
         assert found[f"f1_{label}"] == (pytest.approx(f1[at], abs=1e-6) if support[at] else None)
-    table = sklearn_metrics.confusion_matrix(gold, said, labels=[*LABELS, "INVALID"])
+    table = sklearn_metrics.confusion_matrix(gold, answered, labels=[*LABELS, "INVALID"])
     confusion = scored(rows)["confusion"]
     assert (
         confusion["counts"] == table[:3].tolist()
@@ -165,7 +165,7 @@ def test_every_n_is_the_number_of_cases_behind_its_value():
         100 * sum(row["label"] is not None for row in rows[:90]) / 90, abs=1e-6
     )
     gold = [row["gold"]["result"] for row in rows]
-    said = [row["label"] for row in rows]
+    answered = [row["label"] for row in rows]
     assert found["accuracy"] == found["macro_f1"] == found["decided_pct"] == 100
     assert (
         found["json_valid_pct"]
@@ -175,9 +175,9 @@ def test_every_n_is_the_number_of_cases_behind_its_value():
         == found["swap_changed_pct"]
         == 90
     )
-    assert found["decided_error_pct"] == sum(label in ("DUPLICATE", "NO_MATCH") for label in said)
+    assert found["decided_error_pct"] == sum(label in ("DUPLICATE", "NO_MATCH") for label in answered)
     for label in LABELS:
-        assert found[f"precision_{label}"] == said.count(label) and found[f"recall_{label}"] == found[
+        assert found[f"precision_{label}"] == answered.count(label) and found[f"recall_{label}"] == found[
             f"f1_{label}"
         ] == gold.count(label)
 
@@ -531,6 +531,6 @@ def test_generated_rows_depend_on_seed_and_position_alone(generated):
 
 
 def test_generated_classes_have_the_promised_mix(generated):
-    said = [row["output"]["result"] for row in generated]
+    answered = [row["output"]["result"] for row in generated]
     for label, least, most in (("DUPLICATE", 0.2, 0.45), ("POSSIBLE", 0.12, 0.35), ("NO_MATCH", 0.35, 0.6)):
-        assert least < said.count(label) / len(said) < most, label
+        assert least < answered.count(label) / len(answered) < most, label

@@ -177,17 +177,17 @@ def score(row, answer):
         return {}
     facts = evidence(row["input"])
     relations = {item.kind: item.relation for item in facts}
-    told = name_parts(facts) | {item.kind: judged(item.kind, item.left, item.right) for item in facts}
-    said = statements(answer["reasoning"], relations)
-    invented = [kind for kind, polarity in said if not relations_of(kind, told) and polarity != "missing"]
-    checked = [(kind, polarity) for kind, polarity in said if polarity in TRUE_OF and kind not in invented]
+    judgements = name_parts(facts) | {item.kind: judged(item.kind, item.left, item.right) for item in facts}
+    claims = statements(answer["reasoning"], relations)
+    invented = [kind for kind, polarity in claims if not relations_of(kind, judgements) and polarity != "missing"]
+    checked = [(kind, polarity) for kind, polarity in claims if polarity in TRUE_OF and kind not in invented]
     telling = {kind for kind, found in relations.items() if found in ("same", "different")}
-    named = {part for kind, _ in said for part in (kind, *PARTS_OF.get(kind, ()))}
+    named = {part for kind, _ in claims for part in (kind, *PARTS_OF.get(kind, ()))}
     if named & {"first_name", "last_name"}:
         named.add("name")
     return {
         "statements": len(checked) + len(invented),
-        "true": sum(is_true(kind, polarity, told) for kind, polarity in checked),
+        "true": sum(is_true(kind, polarity, judgements) for kind, polarity in checked),
         "invented": len(invented),
         "telling": len(telling),
         "named": len(telling & named),
