@@ -38,6 +38,11 @@ WIDENED_BELOW = 1e9  # parameters; more would need twice the memory
 
 
 def load(model_path, task, config, batch_size=None, constrained=True, random_weights=False):
+    return Engine(*loaded(model_path, config, random_weights), task, config.gen, batch_size, constrained)
+
+
+def loaded(model_path, config, random_weights=False):
+    """(the model where it will run, its chat, what engines say of both)."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -49,19 +54,17 @@ def load(model_path, task, config, batch_size=None, constrained=True, random_wei
         model_folder.check_weights(folder)
         with hub.hub_errors_explained(model_path):
             model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    cuda = torch.cuda.is_available()
-    weights = model.dtype
-    model = (model.to("cuda") if cuda else widened(model)).eval()
-    return Engine(
-        model,
-        chat,
-        task,
-        config.gen,
-        batch_size or (64 if cuda else 16),
-        calibration.stored_temperature(folder),
-        weights,
-        constrained,
-    )
+    weights = str(model.dtype).removeprefix("torch.")
+    model = (model.to("cuda") if torch.cuda.is_available() else widened(model)).eval()
+    return model, chat, Stored(weights, calibration.stored_temperature(folder))
+
+
+@dataclass
+class Stored:
+    """What a model's folder holds, before it was made ready to run."""
+
+    weights: str  # their type
+    temperature: float  # of the verdicts' probabilities
 
 
 def random_model(folder):
@@ -95,12 +98,12 @@ class Batch:
 
 
 class Engine(constrained_decode.Engine):
-    def __init__(self, model, chat, task, gen, batch_size, temperature=1.0, weights=None, constrained=True):
+    def __init__(self, model, chat, stored, task, gen, batch_size=None, constrained=True):
         self.model = model
         self.chat = chat
         self.gen = gen
-        self.batch_size = batch_size
-        self.temperature = temperature
+        self.batch_size = batch_size or (64 if model.device.type == "cuda" else 16)
+        self.temperature = stored.temperature
         self.branch = verdict_branch.find_branch(chat, task) if task.verdict else None
         self.opening = self.branch.opening if self.branch else []
         self.end_ids = chat_template.end_ids(chat)
@@ -118,13 +121,13 @@ class Engine(constrained_decode.Engine):
         )
         self.facts = {
             "precision": str(model.dtype).removeprefix("torch."),
-            "weights": str(weights or model.dtype).removeprefix("torch."),
+            "weights": stored.weights,
             "device": model.device.type,
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "decoding": _grammar.decoding(grammar, constrained, "guaranteed"),
             "steps": "one token a step, a CUDA graph each" if self.shapes else steps,
             "attention": model.config._attn_implementation,
-            "calibration_temperature": temperature,
+            "calibration_temperature": self.temperature,
         }
 
     def hold_to(self, grammar):
@@ -165,7 +168,10 @@ class Engine(constrained_decode.Engine):
                 batch = write(prompts)
             seconds = (time.perf_counter() - start) / len(prompts)
             for position, prompt, one in zip(positions, prompts, batch.written, strict=True):
-                yield position, answer_of(one, len(prompt), seconds, self.chat, self.end_ids, batch.first_s)
+                yield position, self._answer(prompt, one, seconds, batch.first_s)
+
+    def _answer(self, prompt, one, seconds, first_s=None):
+        return answer_of(one, len(prompt), seconds, self.chat, self.end_ids, first_s)
 
     def verdicts(self, conversations):
         import torch
