@@ -25,9 +25,9 @@ import pytest
 from common import ROOT
 from constrained_decode import load_engine, openai_api
 from language_model.model_folder import model_config
-from measurements import injection as measure_injection
 from support.serving import REFUSED, Model, log_of, running
 from tasks import load_task
+from tasks.crm import injection
 from tasks.crm.synthetic import rows as synthetic_rows
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def with_value(value, field="notes", side="record1"):
 
 def corpus():
     """(name, body) of every hostile request."""
-    for text in [text for texts in measure_injection.INSTRUCTIONS.values() for text in texts]:
+    for text in [text for texts in injection.INSTRUCTIONS.values() for text in texts]:
         for field in PAIR["record1"]:
             yield f"instruction in {field}", with_value(text, field, "record2")
     for at, text in enumerate((*CONTROL, *ODD_TEXT)):

@@ -370,6 +370,7 @@ def test_an_undo_sees_what_another_process_decided(served, tmp_path):
 
 def test_pairs_are_tried_again_when_the_model_could_not_answer(served, tmp_path, monkeypatch):
     monkeypatch.setattr(service.review.desk, "AFTER_FAILURE_S", 0.05)
+    monkeypatch.setattr(service.answering, "READY_EVERY_S", 0.2)
 
     class Recovering(Model):
         def answers(self, conversations):
