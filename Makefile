@@ -11,18 +11,24 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .NOTPARALLEL:
 $(if $(filter 4.% 5.%,$(MAKE_VERSION)),,$(error GNU Make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then gmake))
 
+# A comment of two number signs documents a target or the variable below it, and `make help` shows it.
 # Whatever changes a result is in its path or its manifest.
+## TASK         which folder of src/tasks
 TASK ?= crm
+## BACKEND      engine that answers
 BACKEND ?= hf
+## SET          settings to override in training, e.g. train.lr=1e-4
 SET ?=
+## LIMIT        answer only so many test rows
 LIMIT ?=
+## FORCE        1: do it again although nothing changed
 FORCE ?=
-# Processes for training: one for each GPU, one on a CPU.
 GPU := $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .))
+## GPUS         processes in training: one for each GPU, one on a CPU
 GPUS ?= $(or $(GPU),1)
-# Another root for everything generated; `make demo` works under demo/ and leaves your own data alone.
+## WORK         root of everything generated, ends with /; `make demo` works under demo/ and leaves your own data alone
 WORK ?=
-# An interpreter that has the packages already (the Docker image sets it); empty: make builds an environment.
+## PY           an interpreter that has the packages (the Docker image sets it), to use instead of an environment
 PY ?=
 
 MODELS := $(basename $(notdir $(wildcard configs/*.yaml)))
@@ -41,9 +47,18 @@ T := src/tasks/$(TASK)
 TASK_FLAG := $(if $(SUB),--task $(TASK))
 SETTINGS := $(if $(SET),--set $(SET))
 AGAIN := $(if $(FORCE),--force)
+# The answer's JSON Schema lies in the task's folder or where its name says; a task whose answers are text has none.
 SCHEMA := $(shell sed -n 's/^schema: *//p' $(T)/task.yaml)
+SCHEMA := $(if $(SCHEMA),$(firstword $(wildcard $(T)/$(SCHEMA)) $(SCHEMA)))
+SCHEMA_FLAG := $(if $(SCHEMA),--schema $(SCHEMA))
+HAS_VERDICT := $(shell grep -c '^verdict:' $(T)/task.yaml || true)
+VERDICTS := $(if $(filter-out 0,$(HAS_VERDICT)),--verdicts)
 # What every scoring depends on; touching one re-scores and generates nothing.
-SCORING := src/evaluate_kpis.py $(wildcard $(T)/*.py)
+SCORING := src/evaluate_kpis.py $(wildcard src/scoring/*.py $(T)/*.py)
+# What shapes the splits: the task's files but those that only score.
+SPLITTING := src/prepare_splits.py $(wildcard src/resolution/*.py) src/rows.py src/dataset.py $(filter-out $(T)/kpis.py $(T)/baseline.py,$(wildcard $(T)/*.py)) $(T)/task.yaml
+# What shapes the answers of an engine beside the model and its prompts.
+ANSWERING := src/predict.py $(wildcard src/language_model/*.py src/constrained_decode/_*.py) src/constrained_decode/$(BACKEND).py $(SCHEMA)
 # A step that is asked for by name always runs and decides by its fingerprint (settings, data, model) whether there is work;
 # as a step on the way to another one, it runs when a file that it reads is newer.
 .PHONY: ALWAYS
@@ -73,19 +88,26 @@ else
 	  $$python -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) && echo .venv/bin > $@
 endif
 
-## make ask               verdicts of the model that ships with the project on pairs without labels (PAIRS=pairs.jsonl; without it a few examples)
-PAIRS ?= $(T)/sample_pairs.jsonl
-.PHONY: ask
+## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl; without it a few examples)
+## make ask-<model>       the same of a trained model
+## PAIRS        cases to ask about, one a line
+PAIRS ?= $(firstword $(wildcard $(T)/sample_pairs.jsonl $(T)/sample.jsonl))
+ASK = $(PYTHON) src/ask.py --pairs $(PAIRS) $(TASK_FLAG)
+.PHONY: ask $(MODELS:%=ask-%)
 ask: $(ENV)
-	@$(PYTHON) src/ask.py --pairs $(PAIRS) $(TASK_FLAG)
+	@$(ASK)
+$(MODELS:%=ask-%): ask-%: $(ENV)
+	@$(ASK) --model_path $(O)/$*-merged --backend $(BACKEND)
 
 ## make prep              data/all.jsonl -> train, val, test and prompts; synthetic pairs where there is no all.jsonl
+## ROWS         how many synthetic pairs
+ROWS ?=
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
-$(D)/manifest.json: src/prepare_splits.py src/resolution/near_duplicates.py src/rows.py $(filter-out $(T)/kpis.py $(T)/baseline.py,$(wildcard $(T)/*.py)) $(T)/task.yaml $(wildcard $(D)/all.jsonl) | $(ENV)
-	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(AGAIN) $(TASK_FLAG)
-$(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md src/tasks/__init__.py $(SCHEMA)
+$(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.jsonl) | $(ENV)
+	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(if $(ROWS),--rows $(ROWS)) $(AGAIN) $(TASK_FLAG)
+$(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md $(wildcard src/tasks/*.py) $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(TASK_FLAG)
 
 ## make check-<model>     before any GPU hour: config, template, lengths, adapter, memory, time, one masked sample
@@ -108,48 +130,62 @@ models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 ## make kpi-<model>       answer the test rows and score the answers: reports/<model>_metrics.json (BACKEND=, LIMIT=)
 .PHONY: $(MODELS:%=kpi-%)
 $(MODELS:%=kpi-%): kpi-%: $(R)/%_metrics.json
-$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) src/predict.py src/scoring/predictions.py src/dataset.py $(wildcard src/language_model/*.py) src/constrained_decode/$(BACKEND).py $(wildcard src/constrained_decode/_*.py) $(SCHEMA)
-	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) --schema $(SCHEMA) --data $(D)/test.jsonl \
+$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) $(ANSWERING)
+	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) $(SCHEMA_FLAG) --data $(D)/test.jsonl \
 	  --out $@ $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
 
 ## make bench-<model>     latency and throughput at CONCURRENCY: plain transformers, ours, then vLLM, side by side; without a GPU ours on the CPU alone
+## CONCURRENCY  clients at a time in the benchmark
 CONCURRENCY ?= 1 4 8 16
+## REQUESTS     requests it measures at each
 REQUESTS ?=
 .PHONY: $(MODELS:%=bench-%)
-BENCH = $(PYTHON) src/eval_latency_throughput.py --model_path $(O)/$*-merged --data $(D)/test.jsonl --schema $(SCHEMA) --concurrency $(CONCURRENCY) \
+BENCH = $(PYTHON) src/eval_latency_throughput.py --model_path $(O)/$*-merged --name $* --data $(D)/test.jsonl $(SCHEMA_FLAG) --concurrency $(CONCURRENCY) \
 	$(if $(REQUESTS),--requests $(REQUESTS)) $(TASK_FLAG)
 ifneq ($(GPU),)
 $(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
 	$(BENCH) --backend hf --unconstrained --out $(R)/$*_hf_plain_latency.csv
-	$(BENCH) --backend hf --verdicts --out $(R)/$*_hf_latency.csv --beside $(R)/$*_hf_plain_latency.csv
+	$(BENCH) --backend hf $(VERDICTS) --out $(R)/$*_hf_latency.csv --beside $(R)/$*_hf_plain_latency.csv
 	$(BENCH) --backend vllm --out $(R)/$*_latency.csv --beside $(R)/$*_hf_plain_latency.csv $(R)/$*_hf_latency.csv
 else
 $(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
 	@echo "no GPU here: vLLM does not run, so transformers on this CPU is measured alone, at CONCURRENCY=\"$(CONCURRENCY)\""
-	$(BENCH) --backend hf --verdicts --out $(R)/$*_hf_latency.csv
+	$(BENCH) --backend hf $(VERDICTS) --out $(R)/$*_hf_latency.csv
 endif
 
-## make serve             POST /match and the review page at http://127.0.0.1:8080, on the model that ships with the project (PORT=, REVIEW=pairs.jsonl, UPSTREAM=)
+## make serve             the service and the review page at http://127.0.0.1:8080, on the model that ships for the task (PORT=, REVIEW=pairs.jsonl, UPSTREAM=)
 ## make serve-<model>     the same on a trained model (BACKEND=vllm: a vLLM server with it, on a GPU)
+## PORT         port that the service listens at
 PORT ?= 8080
+## HOST         its address
 HOST ?= 127.0.0.1
+## WORKERS      its processes
 WORKERS ?= 1
+## REVIEW       cases for its review page
 REVIEW ?=
+## REVIEWS      folder of the stewards' decisions
 REVIEWS ?= $(ROOT)reviews$(SUB)
+## UPSTREAM     server that answers for it
 UPSTREAM ?=
+## KEYS         its file of API keys
 KEYS ?=
+## ENGINE_ARGS  more arguments for the server that BACKEND= starts
 ENGINE_ARGS ?=
 SERVE = $(PYTHON) src/serve.py --host $(HOST) --port $(PORT) --workers $(WORKERS) --backend $(BACKEND) --reviews $(REVIEWS) \
 	$(if $(REVIEW),--review $(REVIEW)) $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(if $(ENGINE_ARGS),--engine_args="$(ENGINE_ARGS)") $(TASK_FLAG)
 .PHONY: serve $(MODELS:%=serve-%)
 serve: $(ENV)
 	$(SERVE)
-# Whoever starts a service does not mean to train: a model that is not there is told, and none is made anew.
+# Whoever starts a service does not mean to train: a missing model is an error, and none is made.
 $(MODELS:%=serve-%): serve-%: $(ENV)
 	$(SERVE) --model_path $(O)/$*-merged
 
 ## make review-verify     whether the stewards' decisions are what was written (LAST_HASH= of an earlier check shows a cut end)
 ## make review-export     the decisions as training rows and preference pairs; pairs of the test rows stay out (NO_TEST=1: there are none)
+## LAST_HASH    a hash that must be among the decisions
+LAST_HASH ?=
+## NO_TEST      1: there are no test rows
+NO_TEST ?=
 .PHONY: review-verify review-export
 review-verify: $(ENV)
 	@$(PYTHON) src/review_verify.py --decisions $(REVIEWS)/decisions.jsonl $(if $(LAST_HASH),--last_hash $(LAST_HASH))
@@ -169,8 +205,9 @@ report: $(ENV)
 	@echo "the comparison is in $(R)/model_comparison.md, the page in $(R)/index.html"
 
 ## make transfer SETS=folder   the shipped model on record sets that it has never seen, beside string similarity, boosting and Splink
-.PHONY: transfer
+## SETS         folder of imported record sets
 SETS ?=
+.PHONY: transfer
 transfer: transfer-sets $(ENV) $(R)/transfer_synthetic.jsonl
 	$(PYTHON) src/measure.py transfer --model_path models/steward-mini --sets $(SETS) --synthetic $(R)/transfer_synthetic.jsonl --out $(R)/transfer.json
 .PHONY: transfer-sets
@@ -187,7 +224,7 @@ pretrain: $(ENV)
 ## make demo              a fresh clone, a laptop: the whole chain on the model that ships with the project, under demo/
 .PHONY: demo demo-steps
 demo: $(ENV)
-	@$(MAKE) WORK=demo/ demo-steps
+	@$(MAKE) WORK=demo/ ROWS=1000 demo-steps
 demo-steps: | $(ENV)
 	@$(MAKE) prep
 	@$(MAKE) check-steward_mini
@@ -196,37 +233,34 @@ demo-steps: | $(ENV)
 	@$(MAKE) baseline
 	@$(MAKE) report
 	@echo; sed -n '/^| Model/,/^$$/{p;/^$$/q}' $(R)/model_comparison.md
-	@echo "All rows are synthetic ($$(wc -l < $(D)/train.jsonl) in training, two fifths of an epoch); README has the figures on public record sets."
+	@echo "All rows are synthetic ($$(wc -l < $(D)/train.jsonl) in training, two fifths of an epoch); docs/results.md has the figures on public record sets."
 	@printf 'made:  %s\n' $(D)/ $(O)/steward_mini-lora/ $(O)/steward_mini-merged/ $(R)/steward_mini_metrics.json $(R)/model_comparison.md $(R)/index.html
 
 ## make test              lint and all tests: no GPU, no network
 .PHONY: test lint
 test: lint
 	$(PYTHON) -m pytest
-## make lint              ruff alone
+## make lint              ruff alone: faults and form
 lint: $(ENV)
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
 .PHONY: clean
+MADE := $(addprefix $(D)/,processed synthetic.jsonl* manifest.json train.jsonl val.jsonl test.jsonl *.part) \
+	$(addprefix $(O)/,*-lora *-merged *.part) \
+	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* baselines.json metrics.csv latency.csv throughput.csv \
+	index.html manifest.json transfer* *.part)
 clean:
-	rm -rf demo models/standin $(O)/*-lora $(O)/*-merged $(D)/processed $(D)/synthetic.jsonl $(D)/synthetic.jsonl.manifest.json
-	rm -f $(D)/manifest.json $(D)/train.jsonl $(D)/val.jsonl $(D)/test.jsonl
-	rm -rf $(R)/transfer_kept $(R)/transfer_scores; rm -f $(R)/transfer.json $(R)/transfer_synthetic.jsonl* $(R)/*_metrics.json $(R)/*_predictions.jsonl $(R)/*_predictions.manifest.json $(R)/baselines.json $(R)/{metrics,latency,throughput}.csv $(R)/index.html $(R)/manifest.json
-	rm -f $(R)/*_latency.csv $(R)/*_latency.manifest.json $(R)/*_latency_requests.jsonl $(R)/*_latency_server.log
-	rm -rf $(D)/*.part $(O)/*.part $(R)/*.part
+	rm -rf demo models/standin $(MADE)
 	@if [ "$$(grep -c 'steward:begin' $(R)/model_comparison.md 2>/dev/null).$$(grep -c 'steward:end' $(R)/model_comparison.md 2>/dev/null)" = 1.1 ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi
 	@rmdir $(O) $(R) 2>/dev/null || true
 
 ## make help              this list
 .PHONY: help
+VARIABLES := $(shell sed -n 's/^## \([A-Z_]*\)  *.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 help:
-	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^## make /make /p' $(firstword $(MAKEFILE_LIST))
 	@printf '\nmodels     %s\ntasks      %s\nbackends   %s\n\nvariables and their present values\n' "$(MODELS)" "$(TASKS)" "$(BACKENDS)"
-	@printf '  %-11s %-22s %s\n' TASK "$(TASK)" "which folder of src/tasks" BACKEND "$(BACKEND)" "engine that answers" \
-	  SET "$(or $(SET),-)" "settings to override in training, e.g. train.lr=1e-4" LIMIT "$(or $(LIMIT),-)" "answer only so many test rows" \
-	  FORCE "$(or $(FORCE),-)" "1: do it again although nothing changed" GPUS "$(GPUS)" "processes in training" \
-	  CONCURRENCY "$(CONCURRENCY)" "clients at a time in the benchmark" REQUESTS "$(or $(REQUESTS),-)" "requests it measures at each" \
-	  HOST "$(HOST)" "address that the service listens at" PORT "$(PORT)" "its port" WORKERS "$(WORKERS)" "its processes" KEYS "$(or $(KEYS),-)" "its file of API keys" \
-	  UPSTREAM "$(or $(UPSTREAM),-)" "server that answers for it" ENGINE_ARGS "$(or $(ENGINE_ARGS),-)" "more arguments for the server that BACKEND= starts" REVIEW "$(or $(REVIEW),-)" "pairs for its review page" REVIEWS "$(REVIEWS)" "the stewards' decisions" LAST_HASH "$(or $(LAST_HASH),-)" "a hash that must be among them" NO_TEST "$(or $(NO_TEST),-)" "1: there are no test rows" \
-	  SETS "$(or $(SETS),-)" "folder of imported record sets" WORK "$(or $(WORK),-)" "root of everything generated, ends with /" PY "$(or $(PY),-)" "interpreter to use instead of an environment"
+	@$(foreach name,$(VARIABLES),printf '  %-11s %-22s %s\n' $(name) "$(or $($(name)),-)" \
+	  "$$(sed -n 's/^## $(name)  *//p' $(firstword $(MAKEFILE_LIST)))"; )

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from common import (
+    ROOT,
     UserError,
     existing_file,
     progress,
@@ -72,12 +73,20 @@ def parse_args():
         help="labelled rows, JSON Lines; if it is missing, synthetic pairs take its place (default data/all.jsonl)",
     )
     parser.add_argument("--out", help="folder for train.jsonl, val.jsonl, test.jsonl and manifest.json (default data)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=SYNTHETIC_ROWS,
+        help=f"how many synthetic rows where --in is missing (default {SYNTHETIC_ROWS:,})",
+    )
     parser.add_argument("--seed", type=int, default=42, help="another seed gives another split (default 42)")
     parser.add_argument("--force", action="store_true", help="split again even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a whole number from 0 on")
+    if args.rows < 1:
+        raise UserError(f"--rows {args.rows}: a whole number from 1 on")
     folder = load_task(args.task).under("data")
     args.source = args.source or folder / "all.jsonl"
     args.out = args.out or folder
@@ -108,7 +117,10 @@ def splits_fingerprint(source, seed, task):
 
 def date_after_inputs(args):
     """A file that was touched but not changed must not bring make back here each time."""
-    (Path(args.out) / "manifest.json").touch()
+    manifest = Path(args.out) / "manifest.json"
+    inputs = [Path(args.source), *(path for path in (ROOT / "src").rglob("*") if path.suffix in (".py", ".yaml"))]
+    if max(path.stat().st_mtime for path in inputs if path.is_file()) > manifest.stat().st_mtime:
+        manifest.touch()
 
 
 def find_rows(args, task):
@@ -122,11 +134,11 @@ def find_rows(args, task):
         )
     made = Path(args.out) / SYNTHETIC
     print(
-        f"{args.source} is not there: making {SYNTHETIC_ROWS:,} synthetic {task.case}s in {made} instead; "
+        f"{args.source} is not there: making {args.rows:,} synthetic {task.case}s in {made} instead; "
         f"put your own labelled {task.case}s into {args.source} for a model that knows your data",
         flush=True,
     )
-    synthesis.make(task.name, SYNTHETIC_ROWS, 1, made)
+    synthesis.make(task.name, args.rows, 1, made)
     return made, True
 
 

@@ -4,3 +4,18 @@ import os
 
 # Two workers share two cores: threads of PyTorch's that wait for one another cost more than they bring.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Files that take minutes, longest first: begun last, one would run on while the other worker has nothing to do.
+LONGEST = (
+    "test_training",
+    "test_makefile",
+    "test_guarantee",
+    "test_demo",
+    "test_serve",
+    "test_readme",
+    "test_contract",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

@@ -2,21 +2,21 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 
-from support.pipeline import QUIET, copy_of_the_repo, done
+from support.pipeline import copy_of_the_repo, done
+from support.warm_python import QUIET, warm_python
 
 
 @pytest.mark.slow
 def test_the_demo_ends_with_the_table_and_what_it_made(tmp_path):
     project = copy_of_the_repo(tmp_path)
-    # A third of the rows that the demo makes for itself: every step and file is the same, in a third of the time.
-    done("src/synthesize.py", "--rows", 700, "--out", "demo/data/all.jsonl", cwd=project)
+    # Fewer rows than the demo makes for itself: every step and file is the same, in a third of the time.
+    done("src/synthesize.py", "--rows", 320, "--out", "demo/data/all.jsonl", cwd=project)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET
     result = subprocess.run(
-        ["make", f"PY={sys.executable}", "demo"], cwd=project, env=environment, capture_output=True, text=True
+        ["make", f"PY={warm_python()}", "demo"], cwd=project, env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     table = [line for line in result.stdout.splitlines() if line.startswith("|")]

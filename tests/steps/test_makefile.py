@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
-from support.pipeline import QUIET, ROOT, copy_of_the_repo
+from support.pipeline import ROOT, copy_of_the_repo, done
+from support.warm_python import QUIET, warm_python
 
 pytestmark = pytest.mark.slow
 MODELS = {"phi4mini", "qwen3_4b", "llama3_2_3b", "mistral7b", "standin"}
@@ -21,7 +21,7 @@ MODELS = {"phi4mini", "qwen3_4b", "llama3_2_3b", "mistral7b", "standin"}
 def make(project, *words, good=True):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET
     result = subprocess.run(
-        ["make", f"PY={sys.executable}", *words], cwd=project, capture_output=True, text=True, env=environment
+        ["make", f"PY={warm_python()}", *words], cwd=project, capture_output=True, text=True, env=environment
     )
     assert (result.returncode == 0) == good, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout + result.stderr
@@ -29,21 +29,15 @@ def make(project, *words, good=True):
 
 def steps(output):
     """The scripts that make ran, in order."""
-    return re.findall(
-        r"src/(\w+)\.py", "\n".join(line for line in output.splitlines() if line.startswith(sys.executable))
-    )
+    commands = (line for line in output.splitlines() if line.startswith(warm_python()))
+    return re.findall(r"src/(\w+)\.py", "\n".join(commands))
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """Everything made once for the stand-in, small."""
     folder = copy_of_the_repo(tmp_path_factory.mktemp("make"))
-    subprocess.run(
-        [sys.executable, "src/synthesize.py", "--rows", "240", "--out", "data/all.jsonl"],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
+    done("src/synthesize.py", "--rows", 240, "--out", "data/all.jsonl", cwd=folder)
     (folder / "data" / "all.jsonl.manifest.json").unlink()
     # The recipe's small run, so that later calls without SET see it as the config's own.
     config = folder / "configs" / "standin.yaml"

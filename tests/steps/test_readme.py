@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from service.review import decisions
-from support.pipeline import QUIET, ROOT, copy_of_the_repo
+from support.pipeline import ROOT, copy_of_the_repo, done
+from support.warm_python import QUIET, warm_python
 from tasks import load_task
 
 REAL_MODEL = "phi4mini"
@@ -91,7 +91,7 @@ def test_the_sample_answer_is_what_the_shipped_model_says():
         for line in re.findall(r'^(\{"result".*"probabilities".*\})$', (ROOT / "README.md").read_text(), re.M)
     ]
     asked = subprocess.run(
-        [sys.executable, "src/ask.py", "--pairs", "src/tasks/crm/sample_pairs.jsonl"],
+        [warm_python(), "src/ask.py", "--pairs", "src/tasks/crm/sample_pairs.jsonl"],
         cwd=ROOT,
         env=os.environ | QUIET,
         capture_output=True,
@@ -119,12 +119,7 @@ def decided(path):
 def test_every_command_runs_word_for_word(tmp_path):
     project = copy_of_the_repo(tmp_path)
     # Few rows and a short training: the commands are what is tested here.
-    subprocess.run(
-        [sys.executable, "src/synthesize.py", "--rows", "240", "--out", "data/all.jsonl"],
-        cwd=project,
-        check=True,
-        capture_output=True,
-    )
+    done("src/synthesize.py", "--rows", 240, "--out", "data/all.jsonl", cwd=project)
     config = project / "configs" / "standin.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 0.2"))
     (project / "mine.csv").write_text(
@@ -137,17 +132,16 @@ def test_every_command_runs_word_for_word(tmp_path):
     )
     # make would draw 100,000 rows for boosting; a few that are newer than the generator serve here.
     (project / "reports").mkdir(exist_ok=True)
-    few = [sys.executable, "src/synthesize.py", "--rows", "400", "--out", "reports/transfer_synthetic.jsonl"]
-    subprocess.run(few, cwd=project, check=True, capture_output=True)
+    done("src/synthesize.py", "--rows", 400, "--out", "reports/transfer_synthetic.jsonl", cwd=project)
     # One decision of a steward, for the commands that read them.
     decided(project / "reviews/decisions.jsonl")
     commands = [command.replace(REAL_MODEL, "standin") for command in shown_commands() if run_here(command)]
     assert len(commands) >= 20
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | QUIET
     environment |= {
-        "PY": sys.executable,
+        "PY": warm_python(),
         "REQUESTS": "2",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{Path(warm_python()).parent}:{os.environ['PATH']}",
     }
     for command in commands:
         result = subprocess.run(shlex.split(command), cwd=project, env=environment, capture_output=True, text=True)

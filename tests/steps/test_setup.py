@@ -5,12 +5,12 @@ they are asked.
 import os
 import stat
 import subprocess
-import sys
 
 import pytest
 import yaml
 
 from support.pipeline import ROOT, copy_of_the_repo
+from support.warm_python import QUIET, warm_python
 
 PYTHON = """#!/bin/sh
 # A python3 whose venvs are links to itself and whose pip only notes what it should install.
@@ -39,7 +39,7 @@ def programs(folder, **scripts):
     folder.mkdir()
     for name, text in scripts.items():
         path = folder / name
-        path.write_text(text.replace("{python}", sys.executable))
+        path.write_text(text.replace("{python}", warm_python()))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return f"{folder}:/usr/bin:/bin"
 
@@ -50,6 +50,7 @@ def make(project, target, path, **variables):
         "NOTES": str(project / "notes"),
         "PREFIX": str(project / "prefix"),
         "HOME": os.environ["HOME"],
+        **QUIET,
         **variables,
     }
     return subprocess.run(["make", target], cwd=project, env=environment, capture_output=True, text=True)

@@ -92,6 +92,9 @@ def warm_python():
         CLIENT.format(python=sys.executable, prefixes=READ_AT_IMPORT, imported=imported, address=address)
     )
     program.chmod(0o755)
+    launcher = folder / "accelerate"
+    launcher.write_text(f'#!/bin/sh\nexec {program} -m accelerate.commands.accelerate_cli "$@"\n')
+    launcher.chmod(0o755)
     end = time.monotonic() + STARTS_WITHIN_S
     while not address.exists():
         assert server.poll() is None, f"the warm interpreter ended while it started: {log.read_text()[-2000:]}"
