@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 
 import dataset
-from common import UserError, existing_file, row_id, run, sha256_file, written_whole
+from common import UserError, existing_file, read_json, row_id, run, sha256_file, written_whole
 from config import load_config
 from language_model import chat_template
-from manifest import Clock, write_manifest
+from manifest import Clock, fingerprint, write_manifest
 from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task
+from tasks import facts as task_facts
 
 SPLITS = ("train", "val")
 MOST_LISTED = 20
@@ -25,6 +26,11 @@ def main():
     task = load_task(args.task)
     folder = Path(args.data or task.under("data"))
     out = Path(args.out or folder / "processed")
+    name = prompts_fingerprint(folder, task)
+    if not args.config and not args.force and is_done(out, name):
+        print(f"the prompts in {out} are up to date: same rows, task and code (--force makes them again)")
+        (out / "manifest.json").touch()
+        return
     gauges = [LengthGauge(path, task) for path in args.config]
     n_rows = write_prompts(folder, out, task, gauges)
     (out / "manifest.json").unlink(missing_ok=True)
@@ -37,10 +43,33 @@ def main():
         out / "manifest.json",
         clock,
         task=task.name,
+        fingerprint=name,
         system_text=task.system_text,
         rows=n_rows,
         left_out={gauge.path: gauge.left_out for gauge in gauges},
         sha256={split: sha256_file(out / f"{split}.jsonl") for split in SPLITS},
+    )
+
+
+def prompts_fingerprint(folder, task):
+    """The name of what the prompts depend on: both splits, what the task says of prompts and answers, and the code."""
+    rows = {split: sha256_file(split_file(folder, split)) for split in SPLITS}
+    return fingerprint({"rows": rows, "task": task_facts(task)}, __file__, task.folder / "data.py")
+
+
+def split_file(folder, split):
+    return existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first")
+
+
+def is_done(out, name):
+    """Whether these very prompts are there already, byte for byte."""
+    manifest = out / "manifest.json"
+    if not manifest.is_file():
+        return False
+    facts = read_json(manifest)
+    files = {split: out / f"{split}.jsonl" for split in SPLITS}
+    return facts.get("fingerprint") == name and all(
+        path.is_file() and sha256_file(path) == facts["sha256"].get(split) for split, path in files.items()
     )
 
 
@@ -54,16 +83,14 @@ def parse_args():
         default=[],
         help="count token lengths for these models' configs, for example configs/qwen3_4b.yaml",
     )
+    parser.add_argument("--force", action="store_true", help="make them again even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     return parser.parse_args()
 
 
 def write_prompts(folder, out, task, gauges):
     """Stream both splits into their prompt files; the number of rows of each."""
-    sources = {
-        split: existing_file(folder / f"{split}.jsonl", "run make prep, or src/prepare_splits.py first")
-        for split in SPLITS
-    }
+    sources = {split: split_file(folder, split) for split in SPLITS}
     problems = Problems()
     n_rows = dict.fromkeys(SPLITS, 0)
     n_sides = 0
