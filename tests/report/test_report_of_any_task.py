@@ -9,9 +9,8 @@ import pytest
 
 from common import read_jsonl, to_json
 from report.wrong_answers import compared_answers
-from scoring import kpis
 from support import small_tasks
-from support.reporting import Bench, Elements
+from support.reporting import Bench, Elements, answered
 
 COLUMNS_OF = {
     "notes": ["Exact %", "Names a part %"],
@@ -30,29 +29,6 @@ def task(request, monkeypatch):
     return small_tasks.loaded(monkeypatch, request.param)
 
 
-def measured(task, **text_of):
-    """The sample answered with its gold answers but for the rows that `text_of` names by their number."""
-    rows = []
-    for at, row in enumerate(read_jsonl(task.folder / "sample.jsonl")):
-        text = text_of.get(f"row{at}", task.completion(row["output"]))
-        rows.append(
-            {
-                "id": f"row-{at}",
-                "input": row["input"],
-                "gold": row["output"],
-                "raw": text,
-                "answer": task.parsed(text),
-                "finish_reason": "stop",
-                "prompt_tokens": 9,
-                "completion_tokens": 9,
-                "overruled": 0,
-                "late": 0,
-                "seconds": 0.1,
-            }
-        )
-    return rows, kpis.score(rows, task)
-
-
 def made(task, tmp_path, monkeypatch, scores, **more):
     bench = Bench(tmp_path, monkeypatch, (scores, scores, scores))
     bench.put("phi4mini", bench.good, **more)
@@ -66,7 +42,7 @@ def payload(bench):
 
 
 def test_the_table_has_the_tasks_columns_or_those_of_every_task(task, tmp_path, monkeypatch):
-    bench = made(task, tmp_path, monkeypatch, measured(task, row0=WRONG[task.name]))
+    bench = made(task, tmp_path, monkeypatch, answered(task, row0=WRONG[task.name]))
     text = bench.text("model_comparison.md")
     head, _, row, *_ = [line for line in text.splitlines() if line.startswith("|")]
     own = COLUMNS_OF[task.name]
@@ -79,7 +55,7 @@ def test_the_table_has_the_tasks_columns_or_those_of_every_task(task, tmp_path, 
 
 
 def test_the_page_has_no_charts_of_verdicts(task, tmp_path, monkeypatch):
-    bench = made(task, tmp_path, monkeypatch, measured(task, row0=WRONG[task.name]))
+    bench = made(task, tmp_path, monkeypatch, answered(task, row0=WRONG[task.name]))
     page = bench.text("index.html")
     assert "Wrong answers</h2>" in page and "exact_pct" in page
     for word in ("Confusion matrix</strong>", "Calibration</strong>", "Risk and coverage</strong>", "{{"):
@@ -88,7 +64,7 @@ def test_the_page_has_no_charts_of_verdicts(task, tmp_path, monkeypatch):
 
 
 def test_a_wrong_answer_stands_beside_the_gold_one_under_its_question(task, tmp_path, monkeypatch):
-    found = payload(made(task, tmp_path, monkeypatch, measured(task, row0=WRONG[task.name], row1="")))
+    found = payload(made(task, tmp_path, monkeypatch, answered(task, row0=WRONG[task.name], row1="")))
     assert (found["labels"], found["sides"], found["models"][0]["wrong"]) == ([], ["gold", "answer"], 2)
     wrong, empty = found["rows"]
     case = read_jsonl(task.folder / "sample.jsonl")[0]["input"]
@@ -100,7 +76,7 @@ def test_a_wrong_answer_stands_beside_the_gold_one_under_its_question(task, tmp_
 
 
 def test_damaged_metrics_of_any_task_are_named(task, tmp_path, monkeypatch):
-    bench = made(task, tmp_path, monkeypatch, measured(task))
+    bench = made(task, tmp_path, monkeypatch, answered(task))
     path = bench.reports / "phi4mini_metrics.json"
     whole = json.loads(path.read_text())
     for key in ("kpis", "slices", "predictions", "data"):
@@ -110,8 +86,8 @@ def test_damaged_metrics_of_any_task_are_named(task, tmp_path, monkeypatch):
 
 
 def test_two_precisions_are_compared_by_the_first_column(task, tmp_path, monkeypatch):
-    bench = made(task, tmp_path, monkeypatch, measured(task))
-    bench.put("phi4mini_4bit", measured(task, row0=WRONG[task.name]), model="phi4mini", precision="nf4")
+    bench = made(task, tmp_path, monkeypatch, answered(task))
+    bench.put("phi4mini_4bit", answered(task, row0=WRONG[task.name]), model="phi4mini", precision="nf4")
     bench.make(task.name)
     assert "Exact % +8.3 against nf4" in bench.text("model_comparison.md")
 
@@ -121,7 +97,7 @@ def test_slices_of_percentages_are_drawn_as_shares(tmp_path, monkeypatch):
     monkeypatch.setattr(
         task.module("kpis"), "slices", lambda case: {"mood": "hurry" if "hurry" in to_json(case) else "calm"}, False
     )
-    scores = measured(task, row0=WRONG["notes"])
+    scores = answered(task, row0=WRONG["notes"])
     assert list(scores[1]["slices"]["mood"]) == ["calm", "hurry"]
     bench = made(task, tmp_path, monkeypatch, scores)
     chart = next(attrs for attrs in Elements(bench.text("index.html")).tags("svg") if attrs["class"] == "chart")
@@ -131,7 +107,7 @@ def test_slices_of_percentages_are_drawn_as_shares(tmp_path, monkeypatch):
 
 def test_every_value_of_an_answer_is_a_row(monkeypatch):
     task = small_tasks.loaded(monkeypatch, "switches")
-    rows, _ = measured(task, row6=WRONG["switches"])
+    rows, _ = answered(task, row6=WRONG["switches"])
     found = {
         field["field"]: (field["left"], field["right"], field["relation"]) for field in compared_answers(task, rows[6])
     }
