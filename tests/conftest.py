@@ -11,8 +11,14 @@ LONGEST = (
     "test_guarantee",
     "test_demo",
     "test_serve",
+    "test_any_task",
     "test_readme",
     "test_contract",
+    "test_pretrain",
+    "test_baseline",
+    "test_adaptation",
+    "test_bad_input",
+    "test_latency",
 )
 
 
