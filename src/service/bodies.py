@@ -49,7 +49,7 @@ async def read_body(request, most_bytes, within_s):
             async for part in request.stream():
                 n_bytes += len(part)
                 if n_bytes > most_bytes:
-                    # What is still under way is not read either.
+                    # What is still on its way is not read either.
                     raise Refused(413, f"the body is larger than {most_bytes:,} bytes", {"Connection": "close"})
                 parts.append(part)
     except TimeoutError:

@@ -1,7 +1,7 @@
 """What stands before every route: a request's id, its key, the count of who is inside, one log line each, and an end
 for every error.
 
-A log line holds sizes and times, and no record's text; an error that nobody expected is told by its type and place,
+A log line holds sizes and times, and no text of a request; an unexpected error is named by its type and place,
 never by its words.
 """
 

@@ -11,7 +11,7 @@ A_DAY_S = 86_400
 EXAMPLE_PAIR = "6f1d..."
 
 
-def said_fields(contract):
+def decision_fields(contract):
     """The fields of a decision, beside which action it is."""
     task = contract.task
     fields = {
@@ -28,7 +28,7 @@ def said_fields(contract):
 
 
 def decision_schema(contract):
-    fields = said_fields(contract)
+    fields = decision_fields(contract)
     decide = {"action": {"const": "decide"}, "verdict": {"enum": list(contract.task.verdict.labels)}}
     return {
         "anyOf": [

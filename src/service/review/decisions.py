@@ -149,7 +149,7 @@ def problems(path):
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 found.append(
-                    f"{path}:{number}: half a line; whoever wrote it was stopped before it was acknowledged, and the "
+                    f"{path}:{number}: half a line; its writer was stopped before it was acknowledged, and the "
                     "service's next start cuts it off"
                 )
                 break

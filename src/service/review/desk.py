@@ -218,25 +218,25 @@ class Reviews:
 
     # ---- what a reviewer decides
 
-    def decide(self, said):
+    def decide(self, asked):
         """Write a decision; whether it accepts or corrects follows from the verdicts."""
         self.refresh()
-        item = self.items.get(said["pair"])
+        item = self.items.get(asked["pair"])
         if item is None or item.answer is None:
             raise Refused(404, f"no such {self.contract.words.case} in the queue")
         predicted = self.verdict.of(item.answer)
-        if said.get("shown") not in (None, predicted):
+        if asked.get("shown") not in (None, predicted):
             raise Refused(409, f"the model's verdict is {predicted} now; look at the {self.contract.words.case} again")
-        decided = said["verdict"] if said["action"] != "skip" else None
+        decided = asked["verdict"] if asked["action"] != "skip" else None
         action = "skip" if decided is None else "accept" if decided == predicted else "correct"
-        return self._add(self._entry(item, action, decided, said))
+        return self._add(self._entry(item, action, decided, asked))
 
-    def _entry(self, item, action, decided, said):
+    def _entry(self, item, action, decided, asked):
         """What the decisions file holds of a decision, but for its place in the chain."""
         predicted = self.verdict.of(item.answer)
         own = {entry_key(self.verdict.key): decided}
         if self.verdict.reason:
-            own[entry_key(self.verdict.reason)] = said.get(entry_key(self.verdict.reason)) or None
+            own[entry_key(self.verdict.reason)] = asked.get(entry_key(self.verdict.reason)) or None
         return {
             "action": action,
             "pair": item.pair,
@@ -246,10 +246,10 @@ class Reviews:
             **{model_key(name): value for name, value in item.answer.items()},
             "model_probability": (item.probabilities or {}).get(predicted),
             **own,
-            "reason": said.get("reason") or None,
-            "reviewer": said["reviewer"],
-            "seconds": said.get("seconds"),
-            "blind": bool(said.get("blind")),
+            "reason": asked.get("reason") or None,
+            "reviewer": asked["reviewer"],
+            "seconds": asked.get("seconds"),
+            "blind": bool(asked.get("blind")),
         }
 
     def undo(self, reviewer):

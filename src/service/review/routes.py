@@ -36,23 +36,23 @@ def add_routes(app, service):
         reviews = reviews_of(service)
         await asyncio.to_thread(reviews.refresh)
         labels = list(reviews.verdict.labels)
-        return shown(reviews, reviews.next_for(reviewer)) | {"labels": labels, "page": reviews.page()}
+        return with_card(reviews, reviews.next_for(reviewer)) | {"labels": labels, "page": reviews.page()}
 
     @app.post("/review/decide", **contract.decide(service.contract))
     async def decide(request: Request):
         check_type(request)
         reviews = reviews_of(service)
-        said = checked(await body_of(request, service.limits), service.contract)
-        entry = await asyncio.to_thread(reviews.decide, said)
+        asked = checked(await body_of(request, service.limits), service.contract)
+        entry = await asyncio.to_thread(reviews.decide, asked)
         return {"n": entry["n"], "action": entry["action"], "hash": entry["hash"]}
 
     @app.post("/review/undo", **contract.undo(service.contract))
     async def undo(request: Request):
         check_type(request)
         reviews = reviews_of(service)
-        said = await body_of(request, service.limits)
-        item = await asyncio.to_thread(reviews.undo, name_of(said if isinstance(said, dict) else {}))
-        return shown(reviews, item)
+        asked = await body_of(request, service.limits)
+        item = await asyncio.to_thread(reviews.undo, name_of(asked if isinstance(asked, dict) else {}))
+        return with_card(reviews, item)
 
     @app.get("/review/statistics", **contract.statistics(service.contract))
     async def statistics():
@@ -74,7 +74,7 @@ def reviews_of(service):
     )
 
 
-def shown(reviews, item):
+def with_card(reviews, item):
     return {"card": reviews.card(item) if item else None, "progress": reviews.progress()}
 
 
@@ -89,26 +89,26 @@ def page_file(name, kind):
     return send
 
 
-def checked(said, task_contract):
+def checked(asked, task_contract):
     """A decision that may stay in the file for good, or Refused."""
     labels = task_contract.task.verdict.labels
-    fields = contract.said_fields(task_contract)
-    if not isinstance(said, dict):
+    fields = contract.decision_fields(task_contract)
+    if not isinstance(asked, dict):
         raise Refused(422, "an object with pair, action, verdict and reviewer is wanted")
-    name_of(said)
-    if said.get("action") not in ("decide", "skip"):
+    name_of(asked)
+    if asked.get("action") not in ("decide", "skip"):
         raise Refused(422, "action must be decide or skip")
-    if said["action"] == "decide" and said.get("verdict") not in labels:
+    if asked["action"] == "decide" and asked.get("verdict") not in labels:
         raise Refused(422, f"verdict must be one of {', '.join(labels)}")
-    if not isinstance(said.get("pair"), str):
+    if not isinstance(asked.get("pair"), str):
         raise Refused(422, "pair must be the hash that /review/next gave")
-    if not isinstance(said.get("blind"), bool | None) or not isinstance(said.get("shown"), str | None):
+    if not isinstance(asked.get("blind"), bool | None) or not isinstance(asked.get("shown"), str | None):
         raise Refused(422, "blind must be true or false, shown the verdict that was seen")
     for name, properties in fields.items():
-        check_text(name, said.get(name), properties)
-    if not is_duration(said.get("seconds")):
+        check_text(name, asked.get(name), properties)
+    if not is_duration(asked.get("seconds")):
         raise Refused(422, "seconds must be a number from 0 to a day's")
-    return said
+    return asked
 
 
 def check_text(name, value, properties):
@@ -125,8 +125,8 @@ def is_duration(value):
     return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= contract.A_DAY_S
 
 
-def name_of(said):
-    name = said.get("reviewer")
+def name_of(asked):
+    name = asked.get("reviewer")
     if not is_text(name) or not NAME.fullmatch(name):
         raise Refused(422, "reviewer must be a name of 1 to 99 characters on one line, the first no space")
     return name
