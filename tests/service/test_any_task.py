@@ -20,7 +20,7 @@ from service import metrics
 from service.review import decisions, export
 from service.settings import Limits
 from service.task_contract import TaskContract
-from support import small_tasks
+from support import letters, small_tasks
 from support.pipeline import exit_code
 from support.serving import Model, running
 from tasks.crm import service as crm_service
@@ -225,52 +225,14 @@ def test_a_real_model_serves_the_task(task, tmp_path):
 # ---- a task with a verdict of its own
 
 
-MOODS = {
-    "type": "object",
-    "properties": {
-        "mood": {"enum": ["glad", "angry", "unclear"]},
-        "reason": {"type": "string", "minLength": 1, "maxLength": 80},
-        "shown": {"type": "integer"},
-    },
-    "required": ["mood", "reason", "shown"],
-    "additionalProperties": False,
-}
-MOOD_YAML = """\
-title: The mood of a letter
-answer: verdict
-schema: answer.schema.json
-case: letter
-verdict:
-  key: mood
-  review: unclear
-  reason: reason
-"""
-MOOD_DATA = """\
-def check_case(case):
-    return [] if isinstance(case, dict) and isinstance(case.get("text"), str) else ["'input' must hold a text"]
-"""
-
-
 @pytest.fixture
 def moods(tmp_path, monkeypatch):
-    """A task with a verdict whose keys the review uses for other things, and without a service.py."""
-    folder = tmp_path / "tasks" / "moods"
-    folder.mkdir(parents=True)
-    (folder / "task.yaml").write_text(MOOD_YAML)
-    (folder / "data.py").write_text(MOOD_DATA)
-    (folder / "prompt.md").write_text("Say the letter's mood.")
-    (folder / "answer.schema.json").write_text(json.dumps(MOODS))
-    monkeypatch.setattr(small_tasks, "FOLDERS", folder.parent)
-    return small_tasks.loaded(monkeypatch, "moods")
-
-
-ANGRY = {"mood": "angry", "reason": "It shouts.", "shown": 7}
-MOOD_SHARES = {"glad": 0.1, "angry": 0.6, "unclear": 0.3}
+    return letters.loaded(monkeypatch, tmp_path / "tasks")
 
 
 @contextlib.contextmanager
 def reviewed(moods, monkeypatch, tmp_path):
-    engine = Model(moods.completion(ANGRY), shares=MOOD_SHARES)
+    engine = Model(moods.completion(letters.ANGRY), shares=letters.SHARES)
     with running(engine, monkeypatch, task="moods", review_folder=str(tmp_path), keep_traffic=True) as client:
         yield client
 
@@ -281,7 +243,7 @@ def test_another_verdict_is_answered_counted_and_reviewed(moods, monkeypatch, tm
     monkeypatch.setattr(metrics, "verdicts", count)
     with reviewed(moods, monkeypatch, tmp_path) as client:
         body = client.post("/answer?detail=true", json={"text": "WHERE IS IT"}).json()
-        assert body == {"answer": ANGRY, "probabilities": MOOD_SHARES, "closed_at_budget": False}
+        assert body == {"answer": letters.ANGRY, "probabilities": letters.SHARES, "closed_at_budget": False}
         assert 'steward_moods_total{mood="angry"} 1.0' in client.get("/metrics").text
         found = client.get("/review/next").json()
         card = found["card"]
@@ -297,10 +259,10 @@ def test_another_verdict_is_answered_counted_and_reviewed(moods, monkeypatch, tm
     assert decisions.problems(tmp_path / "decisions.jsonl") == []
     assert entry["mood"] == "unclear" and entry["model_mood"] == "angry" and entry["reason"] == "irony"
     contract = TaskContract(moods, Limits())
-    assert export.model_answer(entry, moods) == ANGRY
-    assert export.row_of(entry, contract)["output"] == ANGRY | {"mood": "unclear", "reason": "irony"}
+    assert export.model_answer(entry, moods) == letters.ANGRY
+    assert export.row_of(entry, contract)["output"] == letters.ANGRY | {"mood": "unclear", "reason": "irony"}
     rejected = export.preference_of(entry, export.row_of(entry, contract), moods)["rejected"]
-    assert json.loads(rejected) == ANGRY
+    assert json.loads(rejected) == letters.ANGRY
 
 
 def test_the_review_is_described_with_the_tasks_own_labels(moods, monkeypatch, tmp_path):
@@ -318,13 +280,15 @@ def test_the_review_is_described_with_the_tasks_own_labels(moods, monkeypatch, t
 
 def test_a_reference_inside_a_schema_is_found_in_the_description(moods, monkeypatch):
     """A schema's references start at its own top, not at that of /openapi.json."""
-    schema = json.loads(json.dumps(MOODS)) | {"$defs": {"count": {"type": "integer"}}}
+    schema = json.loads(json.dumps(letters.SCHEMA)) | {"$defs": {"count": {"type": "integer"}}}
     schema["properties"]["shown"] = {"$ref": "#/$defs/count"}
     (moods.folder / "answer.schema.json").write_text(json.dumps(schema))
-    with running(Model(moods.completion(ANGRY)), monkeypatch, task="moods") as client:
+    with running(Model(moods.completion(letters.ANGRY)), monkeypatch, task="moods") as client:
         described = client.get("/openapi.json").json()
     checker = schema_checker(described, "Verdict")
-    assert checker.is_valid({"answer": ANGRY}) and not checker.is_valid({"answer": ANGRY | {"shown": "seven"}})
+    assert checker.is_valid({"answer": letters.ANGRY}) and not checker.is_valid(
+        {"answer": letters.ANGRY | {"shown": "seven"}}
+    )
 
 
 def test_every_name_of_crms_service_is_one_that_the_service_reads():

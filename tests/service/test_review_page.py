@@ -7,14 +7,18 @@ import json
 import os
 import re
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from prometheus_client import Counter
 
 import review_export
 import review_verify
 from constrained_decode import Answer
+from service import metrics
 from service.review import decisions
+from support import letters
 from support.pipeline import exit_code
 from support.serving import Model, running
 from tasks import load_task
@@ -320,3 +324,35 @@ def test_it_fits_a_desk_and_a_phone_and_reads_well(review, tmp_path, width, heig
     if kept.is_dir():
         for state in ("verdict", "correction", "help"):
             shutil.copy(tmp_path / f"{state}.png", kept / f"{width}_{scheme}_{state}.png")
+
+
+def test_another_tasks_verdicts_are_reviewed_in_its_own_words(browser, tmp_path, monkeypatch):
+    count = lru_cache(lambda key: Counter("steward_letters_total", "Answers by mood", [key]))
+    monkeypatch.setattr(metrics, "verdicts", count)
+    task = letters.loaded(monkeypatch, tmp_path / "tasks")
+    engine = Model(task.completion(letters.ANGRY), shares=letters.SHARES)
+    page = browser.new_page()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    with running(engine, monkeypatch, task="moods", review_folder=str(tmp_path / "r"), keep_traffic=True) as client:
+        client.post("/answer", json={"text": "WHERE IS IT?"})
+        page.goto(str(client.base_url))
+        ready(page)
+        assert page.inner_text("#card-title") == "The mood of a letter"
+        assert page.locator("#heads th").all_inner_texts() == ["Field", "Value"]
+        assert page.locator("#rows td").all_inner_texts() == ["WHERE IS IT?"]
+        assert page.inner_text("#model-result") == "angry" and page.inner_text("#sentence") == "It shouts."
+        assert page.locator("#choices button").count() == 3 and page.locator("#differences").is_hidden()
+        page.fill("#reviewer", "kim")
+        page.locator("#card").focus()
+        page.keyboard.press("3")
+        page.wait_for_selector("#correction:not([hidden])")
+        page.select_option("#reason", label="the model misread the letter")
+        page.click("#correction button[type=submit]")
+        shows(page, "#message", "All letters are decided.")
+    page.close()
+    [entry] = decisions.read(tmp_path / "r" / "decisions.jsonl")
+    assert entry["mood"] == "unclear" and entry["model_mood"] == "angry"
+    assert entry["reason"] == "the model misread the letter" and entry["model_answer_reason"] == "It shouts."
+    assert errors == []
