@@ -119,20 +119,20 @@ def weight_files(folder):
 
 @cache
 def started():
-    """(llama.cpp's C interface, its last errors, and what hears them, which must outlive every call)."""
+    """(llama.cpp's C interface, its last errors, and the callback that keeps them, which must outlive every call)."""
     import llama_cpp
 
     errors = deque(maxlen=4)
 
-    # It tells each tensor that it loads, and the package's own filter numbers the levels otherwise than llama.cpp does.
+    # It logs each tensor that it loads, and the package's own filter numbers the levels otherwise than llama.cpp does.
     @llama_cpp.llama_log_callback
-    def hear(level, text, _):
+    def keep(level, text, _):
         if level == LOG_ERROR:
             errors.append(text.decode(errors="replace").strip())
 
-    llama_cpp.llama_log_set(hear, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    return llama_cpp, errors, hear
+    return llama_cpp, errors, keep
 
 
 class Model:

@@ -1,4 +1,4 @@
-"""What a model's folder says of itself: the settings it was trained with, and what tells it from another."""
+"""What a model's folder says of itself: the settings it was trained with, and what distinguishes it from another."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def config_text(config):
 
 
 def model_identity(model_path):
-    """What tells one model from another: what a merged one was made of, else its files' names, sizes and times."""
+    """What distinguishes one model from another: what a merged one was made of, else files by name, size and time."""
     folder = Path(model_path)
     if not folder.is_dir():
         return str(model_path)

@@ -23,7 +23,7 @@ from common import WorkFailed
 CLIENTS_A_PROCESS = 16
 GATHER_S = 0.001  # an in-process engine begins when nobody has joined its batch for so long
 DIED = "a client process of the benchmark died; its message stands above"
-MOST_WAITING = 512  # requests that an open loop keeps under way; a later one waits here, and its wait counts
+MOST_WAITING = 512  # requests that an open loop keeps in progress; a later one waits here, and its wait counts
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def verdicts_in_bulk(engine, warm_up, conversations, roofline):
 
 
 def percentile(requests, key, share):
-    """In milliseconds; None where the engine does not tell."""
+    """In milliseconds; None where the engine does not report it."""
     import numpy as np
 
     values = [one[key] for one in requests if one[key] is not None]

@@ -18,7 +18,7 @@ from service.metrics import QUEUE_DEPTH, place_of
 
 LINGER_SHARE = 0.05  # of the last batch's time, which the next one waits for those that were just answered to ask again
 LONGEST_LINGER_S = 0.05
-RECENT = 50  # answers whose time tells how fast the queue moves
+RECENT = 50  # answers whose time shows how fast the queue moves
 FIRST_GUESS_S = 0.1  # an answer, before there was one
 
 

@@ -76,7 +76,7 @@ def written(kind, n_rows, temperature, wishes, guarantee=None, budget=BUDGET):
     return found
 
 
-def model_of_chance(kind, n_rows, seed, adversary=""):
+def random_model(kind, n_rows, seed, adversary=""):
     """Random logits; an adversary hates what closes an answer, or loves the tokenizer's other end tokens."""
     n = KINDS[kind]
     drawn = torch.Generator().manual_seed(seed)
@@ -125,17 +125,17 @@ def test_every_answer_is_valid_whatever_the_model_wishes(kind, adversary):
     guarantee = guarantee_of(kind)
     broken_without = 0
     for temperature in TEMPERATURES:
-        wishes = model_of_chance(kind, ROWS[kind], 7, adversary)
+        wishes = random_model(kind, ROWS[kind], 7, adversary)
         problems = [
             problem
             for ids in written(kind, ROWS[kind], temperature, wishes, guarantee)
             if (problem := problem_of(kind, ids))
         ]
         assert not problems, f"{len(problems)} of {ROWS[kind]}: {problems[:3]}"
-        free = written(kind, 5, temperature, model_of_chance(kind, 5, 7, adversary))
+        free = written(kind, 5, temperature, random_model(kind, 5, 7, adversary))
         broken_without += sum(problem_of(kind, ids) is not None for ids in free)
     assert broken_without == 5 * len(TEMPERATURES), (
-        "a model of chance writes no JSON by itself; a judge that finds nothing wrong with it judges nothing"
+        "a model with random weights writes no JSON by itself; a judge that finds nothing wrong with it judges nothing"
     )
 
 
@@ -151,7 +151,7 @@ def test_another_judge_agrees_token_by_token(kind):
     judge = llguidance.hf.from_tokenizer(tokenizer, n_vocab=KINDS[kind], eos_token=tokenizer.eos_token_id)
     grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(SCHEMA), defaults={"whitespace_flexible": False})
     n_judged = 0
-    for ids in written(kind, 60, 1.5, model_of_chance(kind, 60, 3), guarantee):
+    for ids in written(kind, 60, 1.5, random_model(kind, 60, 3), guarantee):
         matcher = llguidance.LLMatcher(judge, grammar)
         text = tokenizer.decode(ids[:-1])
         if "\\u00" in text:
@@ -308,7 +308,7 @@ def test_counters_of_the_tables_are_those_of_the_bytes():
     """Two ways to the same place: token by token through the tables, byte by byte through the automaton."""
     guarantee = guarantee_of("small")
     rng = random.Random(1)
-    for ids in written("small", 30, 1.5, model_of_chance("small", 30, 9), guarantee):
+    for ids in written("small", 30, 1.5, random_model("small", 30, 9), guarantee):
         cut = rng.randint(1, len(ids) - 1)
         rows = guarantee.rows(1)
         for token in ids[:cut]:

@@ -22,7 +22,7 @@ from language_model.hub import hub_errors_explained
 from tasks.crm import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
-MEND = "Fix these lines"
+FIX = "Fix these lines"
 CONFIG = (ROOT / "configs" / "llama3_2_3b.yaml").read_text(encoding="utf-8")
 PREPARE = "prepare_splits.py --in in.jsonl --out out"
 TRAIN = "sft_train.py --config c.yaml --train prompts.jsonl --val prompts.jsonl --out out"
@@ -70,7 +70,7 @@ def with_third(text):
 
 
 def row_case(name, text, *words):
-    return Case(name, PREPARE, ("in.jsonl:3: ", MEND, *words), {"in.jsonl": with_third(text)})
+    return Case(name, PREPARE, ("in.jsonl:3: ", FIX, *words), {"in.jsonl": with_third(text)})
 
 
 def record_case(name, record, *words):
@@ -137,25 +137,25 @@ ROW_CASES = [
     Case(
         "duplicate_id",
         PREPARE,
-        ("in.jsonl:2: ", "'seven'", "line 1", MEND),
+        ("in.jsonl:2: ", "'seven'", "line 1", FIX),
         {"in.jsonl": line(ROWS[0] | {"id": "seven"}) + "\n" + line(ROWS[1] | {"id": "seven"}) + "\n" + GOOD},
     ),
     Case(
         "contradiction",
         PREPARE,
-        ("in.jsonl:13: ", "line 4", ROWS[3]["output"]["result"], "decide which is right", MEND),
+        ("in.jsonl:13: ", "line 4", ROWS[3]["output"]["result"], "decide which is right", FIX),
         {"in.jsonl": GOOD + relabelled(ROWS[3], ROWS[3]["input"])},
     ),
     Case(
         "contradiction_swapped_and_reordered",
         PREPARE,
-        ("in.jsonl:13: ", "line 4", "decide which is right", MEND),
+        ("in.jsonl:13: ", "line 4", "decide which is right", FIX),
         {"in.jsonl": GOOD + relabelled(ROWS[3], swapped(ROWS[3]["input"]))},
     ),
     Case(
         "several_wrong_lines_are_all_listed",
         PREPARE,
-        ("in.jsonl:2: ", "in.jsonl:4: ", "in.jsonl:6: ", "'MAYBE'", "NaN", "3 problem(s)", MEND),
+        ("in.jsonl:2: ", "in.jsonl:4: ", "in.jsonl:6: ", "'MAYBE'", "NaN", "3 problem(s)", FIX),
         {
             "in.jsonl": "\n".join(
                 [
@@ -188,7 +188,7 @@ ROW_CASES = [
     Case(
         "bad_row_in_build_prompts",
         "build_prompts.py --data d --out out",
-        ("d/val.jsonl:3: ", "'MAYBE'", MEND),
+        ("d/val.jsonl:3: ", "'MAYBE'", FIX),
         {
             "d/train.jsonl": GOOD,
             "d/val.jsonl": with_third(line(ROWS[2] | {"output": {"result": "MAYBE", "reasoning": "x"}})),

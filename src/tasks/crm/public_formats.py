@@ -99,7 +99,7 @@ PRESETS = {
     ),
     "febrl4": Source(tables=("dataset4a.csv", "dataset4b.csv"), pairs=15_000, **FEBRL),
     "febrl3": Source(tables=("dataset3.csv",), pairs=6_000, **FEBRL),
-    # Every true link joins an original and its damaged copy; so must every other pair, or damage alone would tell.
+    # Every true link joins an original and its damaged copy; so must every other pair, or damage alone would show it.
     "opencr_uganda": Source(
         "links",
         ("uganda_data_v21_20201501.csv",),

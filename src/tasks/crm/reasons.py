@@ -3,7 +3,7 @@
 from tasks.crm.fields import evidence
 
 OPENINGS = {"DUPLICATE": "Clear duplicate", "POSSIBLE": "Needs review", "NO_MATCH": "No match"}
-# What a sentence tells first: what speaks for the verdict, then what speaks against it.
+# What a sentence says first: what speaks for the verdict, then what speaks against it.
 TOLD = {
     "DUPLICATE": ("same", "similar"),
     "POSSIBLE": ("same", "similar", "different", "missing"),
