@@ -388,19 +388,19 @@ def test_a_tiny_model_is_made_whole_and_loads_alike_twice(tmp_path):
     out = tmp_path / "tiny"
     refused = run("src/pretrain.py", "--out", out, "--set", "pears=3", cwd=ROOT)
     assert refused.returncode == 2 and "unknown key 'pears'" in refused.stderr and not out.exists()
-    tiny = ("pairs=1200", "layers=2", "width=64", "heads=1", "hidden=128", "step_tokens=4096", "held_out=600")
+    tiny = ("pairs=600", "layers=2", "width=64", "heads=1", "hidden=128", "step_tokens=2048", "held_out=200")
     said = done("src/pretrain.py", "--out", out, "--workers", 1, "--set", *tiny, cwd=ROOT)
     assert "held-out accuracy" in said
     assert {"model.safetensors", "config.json", "tokenizer.json", "calibration.json", "manifest.json", "README.md"} <= {
         path.name for path in out.iterdir()
     }
     facts = read_json(out / "manifest.json")
-    assert facts["plan"]["pairs"] == facts["training"]["rows"] == 1_200 and facts["plan"]["layers"] == 2
+    assert facts["plan"]["pairs"] == facts["training"]["rows"] == 600 and facts["plan"]["layers"] == 2
     assert facts["weights_sha256"] == facts["fingerprint"] == sha256_file(out / WEIGHTS)
     assert (
-        facts["held_out"]["rows"] == 600
+        facts["held_out"]["rows"] == 200
         and 0.2 < facts["held_out"]["accuracy"] <= 1
-        and facts["training"]["tokens"] > 100_000
+        and facts["training"]["tokens"] > 50_000
     )
     assert str(tmp_path) not in json.dumps(facts)
     card = (out / "README.md").read_text(encoding="utf-8")

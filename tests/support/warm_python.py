@@ -165,9 +165,12 @@ def watched(connection, program):
 
 def prepared_call(call, folder, environment, program):
     """The call, in a process that looks like one that has just started."""
+    import multiprocessing.process
     import multiprocessing.spawn
 
     os.chdir(folder)
+    # Read when multiprocessing is imported; a worker that is spawned looks for the script from there.
+    multiprocessing.process.ORIGINAL_DIR = folder
     os.environ.clear()
     os.environ.update(environment)
     for name, place, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
