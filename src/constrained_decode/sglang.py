@@ -16,7 +16,7 @@ from pathlib import Path
 import constrained_decode
 from common import UserError
 from constrained_decode import openai_api
-from load import model_server
+from language_model import model_server
 
 STARTS_SERVER = True
 NEEDS_ENDPOINT = False

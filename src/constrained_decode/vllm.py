@@ -22,8 +22,7 @@ from constrained_decode import Answer, _grammar
 from constrained_decode._endpoint import STREAM, Closing, Endpoint, Failure, count, failed
 from constrained_decode._reading import check_lengths
 from constrained_decode._writing import text_of
-from language_model import calibration, chat_template, hub, verdict_branch
-from load import model_server
+from language_model import calibration, chat_template, hub, model_server, verdict_branch
 
 STARTS_SERVER = True
 NEEDS_ENDPOINT = False

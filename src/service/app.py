@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from common import UserError, WorkFailed
-from load import model_server
+from language_model import model_server
 from service import cases, chat, contract, memory, metrics
 from service.answering import Service
 from service.bodies import Json, Refused

@@ -21,7 +21,7 @@ import torch
 import make_standin
 from common import UserError, parse_json, parsed_answer
 from constrained_decode import vllm
-from load import model_server
+from language_model import model_server
 from support import families
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -82,7 +82,7 @@ class Worker:
     """vLLM's persistent batch: dense rows, the last one moved into a hole, two swapped now and then."""
 
     def __init__(self, processors, folder, reader, n_rows, temperature):
-        options = {"schema": TASK.answer_schema, "end_id": reader.end_id, "temperature": temperature, "top_p": 0.95}
+        options = {"grammar": reader.grammar, "end_id": reader.end_id, "temperature": temperature, "top_p": 0.95}
         model = SimpleNamespace(
             tokenizer=str(folder), get_vocab_size=lambda: len(reader.chat.tokenizer), max_model_len=4096
         )
@@ -189,12 +189,12 @@ def test_every_answer_is_valid_however_rows_come_and_go(processors, folder, read
         else:
             n_broken += parsed_answer(text, check) is None
     assert n_broken == sum(not one["params"].extra_args for one in everyone) > 5, (
-        "a model of chance writes no JSON by itself"
+        "a model of random weights writes no JSON by itself"
     )
 
 
 def test_an_argument_that_is_no_count_is_refused_at_admission(processors):
-    for wrong in ("x", 0, -1):
+    for wrong in ("x", True, -1):
         with pytest.raises(ValueError, match="answer_tokens"):
             processors.Guaranteed.validate_params(SimpleNamespace(extra_args={"answer_tokens": wrong}))
     processors.Guaranteed.validate_params(SimpleNamespace(extra_args=None))
@@ -229,7 +229,7 @@ def test_the_client_asks_with_token_ids_and_puts_the_opening_before_what_comes(r
     gen = SimpleNamespace(max_new_tokens=BUDGET, temperature=0.1, top_p=0.9)
     client = vllm.Client(reader, TASK, gen, 2, "http://127.0.0.1:9/v1")
     messages = TASK.messages(next(iter(synthetic_rows(1, 1)))["input"])
-    body = client._body(messages, BUDGET, TASK.answer_schema)
+    body = client._body(messages, BUDGET)
     assert (
         body["prompt"] == reader.prompt_ids(messages)
         and body["max_tokens"] == BUDGET - len(reader.opening)
@@ -293,7 +293,7 @@ def test_vllms_own_parser_takes_our_arguments(reader):
     given = parser.parse_args(vllm.arguments(options))
     assert (
         given.logits_processors == [vllm.PROCESSOR]
-        and given.additional_config["guarantee"]["schema"] == TASK.answer_schema
+        and given.additional_config["guarantee"]["grammar"]["schema"] == TASK.answer_schema
     )
     assert (given.max_num_seqs, given.load_format, given.generation_config, given.stream_interval) == (
         64,
@@ -384,8 +384,8 @@ def test_whoever_is_ended_from_outside_still_stops_its_server(tmp_path):
     log = tmp_path / "server.log"
     script = (
         "import sys, time, pathlib; sys.path.insert(0, "
-        f"{str(model_server.__file__.rpartition('/load')[0])!r})\n"
-        "from load import model_server\n"
+        f"{str(model_server.__file__.rpartition('/language_model')[0])!r})\n"
+        "from language_model import model_server\n"
         f"command, log = [sys.executable, '-c', {SERVER!r}, '{port}', 'lives'], pathlib.Path({str(log)!r})\n"
         f"with model_server.running(command, 'http://127.0.0.1:{port}/health', log) as s:\n"
         "    print('pid', s.pid, flush=True); time.sleep(60)"

@@ -30,7 +30,7 @@ import service.review.desk
 import tasks.crm.service
 from common import ROOT, UserError, WorkFailed
 from constrained_decode import Answer, openai_api
-from load import model_server
+from language_model import model_server
 from service import metrics
 from service.review import decisions
 from service.settings import Limits, key_hashes

@@ -14,7 +14,7 @@ import service.answering
 import service.app
 from common import ROOT, UserError
 from constrained_decode import Answer, Engine
-from load import model_server
+from language_model import model_server
 from service.settings import Settings
 from support.endpoint import GOOD
 from tasks import load_task
