@@ -125,7 +125,8 @@ def fingerprint(facts, *sources):
 
 def closure(sources):
     """These files and every file of the project that they import, wherever in the file the import stands."""
-    found, waiting = set(), [Path(source).resolve() for source in sources]
+    found = set()
+    waiting = [Path(source).resolve() for source in sources]
     while waiting:
         path = waiting.pop()
         if path not in found:

@@ -1,4 +1,4 @@
-"""Every YAML holds what the plan asks for, and the reader takes numbers, overrides and sections as people write them."""
+"""Every YAML holds what the plan asks for; the reader takes numbers, overrides and sections as people write them."""
 
 import json
 import re

@@ -318,7 +318,8 @@ def numbers(title, head, rows):
     titles = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     return (
         f'<details class="numbers"><summary>{escape(title)}</summary><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{escape(title)}"><table><thead><tr>{titles}</tr></thead><tbody>{cells}</tbody></table></div></details>'
+        f'aria-label="{escape(title)}"><table><thead><tr>{titles}</tr></thead><tbody>{cells}</tbody></table>'
+        "</div></details>"
     )
 
 

@@ -268,7 +268,8 @@ def file_problem(task):
 
 
 def verdict_problem(task):
-    said, keys = task.file.verdict, list(task.answer_schema.get("properties", ()))
+    said = task.file.verdict
+    keys = list(task.answer_schema.get("properties", ()))
     if keys[:1] != [said.key]:
         return (
             f"verdict.key: {said.key!r} must be the first property of {task.file.schema} ({', '.join(keys) or 'none'})"

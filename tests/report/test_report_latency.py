@@ -17,12 +17,12 @@ HOSTILE = '<script>alert(1)</script> | "x" <!-- steward:end --> {{wrong}} \ud800
 H200 = {"machine": "x86_64", "cpu_cores": 16, "gpu": "NVIDIA H200", "gpu_count": 1}
 FLOOR = {"bandwidth_gb_s": 4000.0, "matmul_tflop_s": 700.0, "weights_gb": 8.0, "note": "measured before the run"}
 LATENCY_HEAD = (
-    "model,title,backend,decoding,weights,form,concurrency,rate_per_s,n,n_failed,p50_ms,p95_ms,p99_ms,first_token_p50_ms,"
-    "first_token_p95_ms,floor_p50_ms,p50_of_floor"
+    "model,title,backend,decoding,weights,form,concurrency,rate_per_s,n,n_failed,p50_ms,p95_ms,p99_ms,"
+    "first_token_p50_ms,first_token_p95_ms,floor_p50_ms,p50_of_floor"
 )
 THROUGHPUT_HEAD = (
-    "model,title,backend,decoding,weights,form,concurrency,rate_per_s,n,n_failed,req_per_s,output_tok_per_s,prompt_tok_per_s,"
-    "json_valid_raw_pct,json_valid_pct,closed_at_budget_pct,mask_overruled_pct,floor_req_per_s,req_per_s_of_floor_pct"
+    "model,title,backend,decoding,weights,form,concurrency,rate_per_s,n,n_failed,req_per_s,output_tok_per_s,"
+    "prompt_tok_per_s,json_valid_raw_pct,json_valid_pct,closed_at_budget_pct,mask_overruled_pct,floor_req_per_s,req_per_s_of_floor_pct"
 )
 NAMES = ("model_comparison.md", "index.html")
 

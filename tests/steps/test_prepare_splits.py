@@ -231,9 +231,10 @@ def one_slip_pairs(texts):
 
 
 def variant(record, rng):
-    """The same record as another system writes it: other key names and order, capitals, accents taken off, punctuation."""
-    # noqa: E731
-    strip = lambda text: "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+    """The same record as another system writes it: other key names and order, capitals, no accents, punctuation."""
+
+    def strip(text):
+        return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
     def loud(value):
         if isinstance(value, dict):

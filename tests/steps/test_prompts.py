@@ -172,7 +172,7 @@ def test_an_answer_ends_at_every_end_token_that_the_family_may_write(chat, famil
 
 
 def test_the_training_prompt_is_what_serving_sends(chat, family, tmp_path):
-    """A server loads the saved tokenizer and renders messages by itself; it has the template and nothing of our code."""
+    """A server loads the saved tokenizer and renders messages by itself; it has the template and none of our code."""
     chat.tokenizer.save_pretrained(tmp_path)
     system, user = messages = TASK.messages(HOSTILE)
     if name_of(family) == "mistral7b":

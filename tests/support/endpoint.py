@@ -13,7 +13,7 @@ class Http(ThreadingHTTPServer):
 
 
 class Server:
-    """An endpoint whose every answer to a question is what the test says; the canary is obeyed unless told otherwise."""
+    """An endpoint whose every answer to a question is what the test says; the canary is obeyed unless it says no."""
 
     def __init__(self, behave, obeys=True):
         self.behave = behave

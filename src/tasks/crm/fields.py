@@ -107,7 +107,8 @@ STREET_WORDS = {
     "avda": "avenida",
 }
 LEGAL_FORMS = re.compile(
-    r"\b(inc|incorporated|ltd|limited|llc|corp|corporation|co|company|gmbh|ag|sa|sas|sarl|srl|spa|bv|nv|ab|oy|plc|ooo|kk|pty)\b\.?",
+    r"\b(inc|incorporated|ltd|limited|llc|corp|corporation|co|company|gmbh|ag|sa|sas|sarl|srl|spa|bv|nv|ab|oy|plc"
+    r"|ooo|kk|pty)\b\.?",
     re.I,
 )
 
