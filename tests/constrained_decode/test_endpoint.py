@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from common import ROOT, UserError, parse_json
-from constrained_decode import _automaton, openai_api
+from constrained_decode import _automaton, _endpoint, openai_api
 from support.endpoint import GOOD, Server, cut, hang, saying
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -107,7 +107,7 @@ def test_a_benchmarks_clients_ask_for_no_log_probabilities(asked):
         server.say(handler, GOOD)
 
     _, engine, server = asked(keep)
-    client = openai_api.connect("steward", TASK.name, SimpleNamespace(gen=GEN), server.endpoint, 1)
+    client = openai_api.connect("steward", TASK, SimpleNamespace(gen=GEN), server.endpoint, 1)
     assert client.ask(QUESTION).text == GOOD
     assert ["logprobs" in body for body in bodies] == [True, False] and bodies[1]["response_format"] == bodies[0][
         "response_format"
@@ -153,7 +153,7 @@ def test_a_server_that_stays_busy_fails_the_request(asked):
         lambda server, handler, body: server.send(handler, "full", 429, Retry_After="0.01")
     )
     assert (
-        server.n_asked == openai_api.TRIES and answer.text == "" and answer.finish_reason == "failed: status 429: full"
+        server.n_asked == _endpoint.TRIES and answer.text == "" and answer.finish_reason == "failed: status 429: full"
     )
     assert answer.probabilities is None and engine.outcomes["status 429"] == 1
 
@@ -227,7 +227,9 @@ def streamed(monkeypatch):
             )
         )
         servers.append(server)
-        return openai_api.connect("steward", "crm", SimpleNamespace(gen=GEN), server.endpoint, 2).ask(QUESTION)
+        return openai_api.connect("steward", TASK, SimpleNamespace(gen=GEN), server.endpoint, 2).ask(
+            QUESTION, streams=True
+        )
 
     monkeypatch.setattr(openai_api, "TIMEOUT_S", 1.0)
     yield ask
@@ -263,8 +265,8 @@ def test_a_streamed_answer_that_the_budget_cut_is_closed(streamed):
 
 
 def test_a_server_that_lists_no_model_is_told_to_be_named():
-    with pytest.raises(UserError, match=r"tells no model.*--model_path names a model"):
-        openai_api.connect(None, "crm", SimpleNamespace(gen=GEN), "http://127.0.0.1:9/v1", 2)
+    with pytest.raises(UserError, match=r"lists no model.*--model_path names a model"):
+        openai_api.connect(None, TASK, SimpleNamespace(gen=GEN), "http://127.0.0.1:9/v1", 2)
 
 
 def test_the_pages_command_scores_a_server(tmp_path):

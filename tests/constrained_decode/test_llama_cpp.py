@@ -189,9 +189,8 @@ def test_without_the_guarantee_it_writes_what_generate_writes(chance, conversati
 @pytest.mark.slow
 def test_every_budget_from_the_least_on_is_kept_and_a_smaller_one_refused(chance, conversations):
     one = engine(chance)
-    least = max(
-        len(one.branch.opening) + len(one._settled(label)) + one.guarantee.tables.shortest(one.places[label][0])
-        for label in one.labels
+    least = len(one.opening) + max(
+        len(ids) + one.guarantee.tables.shortest(state) for ids, state in one.settled.values()
     )
     for budget in (least, least + 1):
         answers = in_order(engine(chance, max_new_tokens=budget).answers(conversations[:9]))

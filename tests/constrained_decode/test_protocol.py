@@ -119,7 +119,11 @@ def made(folder, request, monkeypatch):
         if module.NEEDS_ENDPOINT:
             gold = {row_key(task, row): task.completion(row["output"]) for row in rows_of(task)}
             servers.append(
-                Server(lambda server, handler, body: server.say(handler, gold[body["messages"][-1]["content"]]))
+                Server(
+                    lambda server, handler, body: server.say(
+                        handler, gold.get(body["messages"][-1]["content"], "Hello.")
+                    )
+                )
             )
             options = {"endpoint": servers[-1].endpoint}
         try:

@@ -22,7 +22,8 @@ LATENCY_HEAD = (
 )
 THROUGHPUT_HEAD = (
     "model,title,backend,decoding,weights,form,concurrency,rate_per_s,n,n_failed,req_per_s,output_tok_per_s,"
-    "prompt_tok_per_s,json_valid_raw_pct,json_valid_pct,closed_at_budget_pct,mask_overruled_pct,floor_req_per_s,req_per_s_of_floor_pct"
+    "prompt_tok_per_s,json_valid_raw_pct,json_valid_pct,closed_at_budget_pct,mask_overruled_pct,"
+    "floor_req_per_s,req_per_s_of_floor_pct"
 )
 NAMES = ("model_comparison.md", "index.html")
 

@@ -14,7 +14,7 @@ import torch
 from common import UserError, read_json, sha256_file, to_json
 from config import load_config
 from language_model import calibration
-from steward_mini import held_out, pretrain_data, vocabulary
+from steward_mini import held_out, model_card, pretrain_data, vocabulary
 from steward_mini.model import WEIGHTS, make_model
 from steward_mini.muon import Muon
 from steward_mini.plan import Plan, plan_with
@@ -375,6 +375,15 @@ def test_held_out_rows_are_of_the_other_pool():
     assert (
         validation == list(synthetic.rows(30, held_out.VALIDATION_SEED, recipe=synthetic.Recipe(pool="test"))) != others
     )
+
+
+# ---- the model card
+
+
+def test_the_shipped_models_card_is_made_of_its_manifest():
+    folder = ROOT / "models/steward-mini"
+    made = model_card.card(read_json(folder / "manifest.json"), TASK)
+    assert made == (folder / "README.md").read_text(encoding="utf-8")
 
 
 # ---- from nothing to a model

@@ -29,14 +29,14 @@ POLARITY = [
     ),
     (
         "different",
-        r"differ\w*|mismatch\w*|unmatched|conflict\w*|disagree\w*|unequal|contradict\w*|dissimilar|distinct|var(?:y|ies)"
-        r"|chang\w*|inconsistent|another|unrelated|vs|versus",
+        r"differ\w*|mismatch\w*|unmatched|conflict\w*|disagree\w*|unequal|contradict\w*|dissimilar|distinct"
+        r"|var(?:y|ies)|chang\w*|inconsistent|another|unrelated|vs|versus",
     ),
     ("similar", r"similar|closely|close|nearly|almost|resembl\w*|alike|partial\w*"),
     (
         "same",
-        r"match\w*|same|identical|equal|equals|equivalent|agree\w*|shared?|shares|sharing|overlap\w*|coincid\w*|consistent"
-        r"|common|exact\w*|align\w*",
+        r"match\w*|same|identical|equal|equals|equivalent|agree\w*|shared?|shares|sharing|overlap\w*|coincid\w*"
+        r"|consistent|common|exact\w*|align\w*",
     ),
     ("missing", r"no|without|neither"),
 ]
