@@ -44,9 +44,15 @@ class Engine(hf.Engine):
         }
 
     def _generate(self, prompts, budget, admitted=None):
-        if self.processor:
-            self.processor.reset()
-        return super()._generate(prompts, budget, self.processor)
+        import torch
+
+        if not self.processor:
+            return super()._generate(prompts, budget)
+        self.processor.reset()
+        # Outlines compiles its mask: on two CPU cores that takes most of a minute, and saves nothing behind it.
+        stance = "default" if self.model.device.type == "cuda" else "force_eager"
+        with torch.compiler.set_stance(stance):
+            return super()._generate(prompts, budget, self.processor)
 
     def _answer(self, prompt, one, seconds, first_s=None):
         """Ended in the shortest way that fits, where the budget cut it off."""
