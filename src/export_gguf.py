@@ -7,6 +7,7 @@ model whose tokenizer it knows.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -73,19 +74,8 @@ def export(model_path, out, dtype):
     out.parent.mkdir(parents=True, exist_ok=True)
     check_disk(out, tensors)
     manifest = out.with_suffix(".manifest.json")
-    part = out.with_name(out.name + ".part")
-    try:
+    with put_in_place(out, manifest) as part:
         write(gguf, part, config, hub.load_tokenizer(folder), tensors, weights, dtype)
-        manifest.unlink(missing_ok=True)
-        os.replace(part, out)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.errno:
-            # numpy, which writes the arrays, says how much was written and not why.
-            raise UserError(
-                f"{out}: could not be written whole ({error}); free some space or choose another --out, then run again"
-            ) from error
-        raise
     write_manifest(
         manifest,
         clock,
@@ -98,6 +88,24 @@ def export(model_path, out, dtype):
         gguf_package=gguf_version(),
     )
     print(f"{len(tensors):,} tensors of {shown_path(folder)} in {out} ({out.stat().st_size / 1e6:,.1f} MB, {dtype})")
+
+
+@contextlib.contextmanager
+def put_in_place(out, manifest):
+    """A path to write to, which becomes `out` when it is whole; until then an older file stays as it is."""
+    part = out.with_name(out.name + ".part")
+    try:
+        yield part
+        manifest.unlink(missing_ok=True)
+        os.replace(part, out)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.errno:
+            # numpy, which writes the arrays, says how much was written and not why.
+            raise UserError(
+                f"{out}: could not be written whole ({error}); free some space or choose another --out, then run again"
+            ) from error
+        raise
 
 
 def check_supported(config, model_path):

@@ -120,7 +120,7 @@ class Rope:
     """Rotary embeddings whose frequencies follow the longest prompt ask the device for it at every pass, which no graph
     can record.
 
-    While everything is shorter than the length they were made for, their frequencies are fixed, and said to be.
+    While everything is shorter than the length they were made for, their frequencies are fixed, and declared so.
     """
 
     def __init__(self, model):
