@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import json
-import os
 import platform
 import re
 import subprocess
@@ -12,7 +11,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from common import ROOT, sha256_text, shown_path, write_json
+from common import ROOT, sha256_text, shown_path, usable_cores, write_json
 
 SRC = Path(__file__).resolve().parent
 NAMED_MODULE = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)+:[\w.]+")  # how a library is told what to import
@@ -104,7 +103,7 @@ def versions():
 def hardware():
     facts = {
         "machine": platform.machine(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": usable_cores(),
     }
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_available():

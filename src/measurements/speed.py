@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from time import perf_counter
 
-from common import UserError, existing_file, quiet_libraries, sha256_file, shown_path
+from common import UserError, existing_file, quiet_libraries, sha256_file, shown_path, usable_cores
 from manifest import Clock, write_manifest
 from measurements import _reports, verdict_task
 from measurements._record_sets import model_facts
@@ -58,7 +58,7 @@ def parse_args():
     parser.add_argument(
         "--threads",
         type=int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        default=usable_cores(),
         help="PyTorch's threads (default: one a core)",
     )
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")

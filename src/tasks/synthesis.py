@@ -3,11 +3,10 @@
 import gc
 import json
 import multiprocessing
-import os
 import time
 from pathlib import Path
 
-from common import UserError, progress, sha256_file, shown_path, written_whole
+from common import UserError, progress, sha256_file, shown_path, usable_cores, written_whole
 from manifest import Clock, write_manifest
 from tasks import load_task
 
@@ -86,10 +85,6 @@ def list_hashes(task, folder):
     return (
         {path.relative_to(folder).as_posix(): sha256_file(path) for path in found_lists(task, folder)} if folder else {}
     )
-
-
-def usable_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def block_text(block):
