@@ -128,6 +128,8 @@ def serve(address):
 
 
 def import_libraries():
+    # What common.quiet_libraries sets in a step before it imports these.
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     for name in LIBRARIES:
         # A call that needs what is not installed says so itself.
         with contextlib.suppress(ImportError):
