@@ -33,7 +33,7 @@ from common import (
     written_whole,
 )
 from constrained_decode import engine_names, load_engine
-from load.clients import MOST_WAITING, Here, Level, MicroBatches, Processes
+from load.clients import MOST_WAITING, Here, Level, MicroBatches, Processes, Streaming
 from load.measures import MEASURES, logged, summary, verdicts_in_bulk
 from manifest import Clock, write_manifest
 from rows import load_rows
@@ -266,7 +266,7 @@ def opened(args, task, config, conversations):
         engine.check()
         engine.facts |= facts
         engine.facts.pop("outcomes", None)  # of this check alone; the requests' own are in their log
-        load = Processes(module.connect, reached, most)
+        load = Processes(Streaming, (module.connect, *reached), most)
         stack.callback(load.close)
         yield load, engine
 

@@ -74,6 +74,16 @@ class MicroBatches:
                     mine.put((began, error))
 
 
+class Streaming:
+    """A server's engine as a caller: each answer is streamed, so that the time of its first token is known."""
+
+    def __init__(self, connect, *arguments):
+        self.engine = connect(*arguments)
+
+    def ask(self, messages):
+        return self.engine.ask(messages, streams=True)
+
+
 def timed(caller, messages, intended=None):
     """One request's record; an open loop's clock starts when the request was meant to be sent."""
     start = time.monotonic()
