@@ -15,6 +15,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,6 +116,7 @@ def serve(address):
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if sys.stdin in ready:
+            shutil.rmtree(address.parent, ignore_errors=True)
             return None
         connection, _ = listener.accept()
         if os.fork() == 0:
