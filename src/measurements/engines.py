@@ -30,7 +30,7 @@ HEAD = [
     "engine",
     "token budget",
     "answers",
-    "valid as written",
+    "valid before closing",
     "valid",
     "closed at the budget",
     "same verdict",
@@ -119,6 +119,10 @@ def measured(args, task, config, asked):
     singles = in_turns(engines, [[messages] for messages in alone])
     batches = in_turns(
         engines, [together[at : at + args.batch_size] for at in range(0, len(together), args.batch_size)]
+    )
+    print(
+        f"token budget {config.gen.max_new_tokens}: {args.rows:,} answers alone and {args.rows:,} in batches",
+        flush=True,
     )
     first = args.engines[0]
     verdicts = {name: verdicts_of(task, singles[name][1] + batches[name][1]) for name in engines}
