@@ -12,7 +12,7 @@ from common import UserError, WorkFailed, existing_file, quiet_libraries, run
 from config import load_config
 from language_model import chat_template, hub, verdict_branch
 from language_model.base_model import adapted_kinds, flops_per_token
-from load.roofline import measured_flops_per_s
+from load_test.roofline import measured_flops_per_s
 from tasks import DEFAULT, load_task
 
 # Spellings that open a control token in some family; a record may hold any of them.

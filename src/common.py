@@ -1,4 +1,4 @@
-"""What every step shares: errors a user can act on, strict JSON lines, files written whole or not at all, manifests."""
+"""What every step shares: errors a user can act on, strict JSON lines, files written whole or not at all."""
 
 import contextlib
 import errno

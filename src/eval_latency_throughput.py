@@ -33,8 +33,8 @@ from common import (
     written_whole,
 )
 from constrained_decode import engine_names, load_engine
-from load.clients import MOST_WAITING, Here, Level, MicroBatches, Processes, Streaming
-from load.measures import MEASURES, logged, summary, verdicts_in_bulk
+from load_test.clients import MOST_WAITING, Here, Level, MicroBatches, Processes, Streaming
+from load_test.measures import MEASURES, logged, summary, verdicts_in_bulk
 from manifest import Clock, write_manifest
 from rows import load_rows
 from tasks import DEFAULT, load_task
@@ -289,7 +289,7 @@ def machine_rates(args):
         return None
     import torch
 
-    from load.roofline import measured_machine
+    from load_test.roofline import measured_machine
 
     print("measuring this machine: memory bandwidth and matrix rate", flush=True)
     return apart(measured_machine) if torch.cuda.is_available() else measured_machine()
@@ -304,7 +304,7 @@ def apart(work):
 
 
 def roofline_of(machine, model_path, engine):
-    from load.roofline import Roofline
+    from load_test.roofline import Roofline
 
     return Roofline(machine, model_path, engine.facts.get("precision")) if machine else None
 

@@ -38,7 +38,7 @@ def main():
         date_after_inputs(args)
         return
     source, synthetic = find_rows(args, task)
-    from resolution import near_duplicates  # numpy: not for --help
+    from entity_resolution import near_duplicates  # numpy: not for --help
 
     index, classes = read_index(source, task)
     groups = near_duplicates.groups(index)
@@ -144,7 +144,7 @@ def find_rows(args, task):
 
 def read_index(source, task):
     """(the few numbers kept of each row, the names of the classes), from one pass that checks every row."""
-    from resolution import near_duplicates
+    from entity_resolution import near_duplicates
 
     with open(existing_file(source), "rb") as lines:
         n_lines = sum(1 for _ in lines)

@@ -20,6 +20,7 @@ from pathlib import Path
 from time import perf_counter
 
 from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, read_json, shown_path, written_whole
+from entity_resolution.near_duplicates import find
 from manifest import Clock, write_manifest
 from measurements import _reports, verdict_task
 from measurements._match_metrics import cell, cell_line, measured
@@ -27,7 +28,6 @@ from measurements._record_sets import engine_words, is_match, model_facts, read_
 from measurements._transfer_table import spread
 from report import marked_text
 from report.marked_text import md, md_table
-from resolution.near_duplicates import find
 from tasks import DEFAULT
 
 TITLES = {"before": "model as it was", "after": "model, adapted", "boosting": "boosting"}

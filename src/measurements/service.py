@@ -21,7 +21,7 @@ from common import ROOT, UserError, WorkFailed, parse_json, quiet_libraries, to_
 from constrained_decode import Answer, load_engine, openai_api
 from language_model import model_server
 from language_model.model_folder import model_config
-from load import clients
+from load_test import clients
 from manifest import Clock, write_manifest
 from measurements import shipped_model, task_part
 from rows import cases_from_file

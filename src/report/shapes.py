@@ -3,7 +3,7 @@
 import jsonschema
 
 from common import UserError, read_json
-from load.measures import MEASURES
+from load_test.measures import MEASURES
 
 # What a level of load is, and what was measured at it.
 LEVEL_FACTS = MEASURES[:5]

@@ -1,11 +1,11 @@
 """KPIs of a file of predictions, each with n and a 95 % bootstrap interval.
 
-Every task has the KPIs of scoring/validity.py and those of its own kpis.py; a task with a verdict has those of
-scoring/verdicts.py, a task without one the share of exact answers.
+Every task has those of kpis_of_every_task.py and of its own kpis.py; a task with a verdict has those of
+kpis_of_verdicts.py, a task without one the share of exact answers.
 """
 
 from common import UserError, read_jsonl, sha256_file, shown_path
-from scoring import bootstrap, validity
+from scoring import bootstrap, kpis_of_every_task
 from scoring.ratios import percentages
 
 N_BOOTSTRAP = 1_000
@@ -29,12 +29,12 @@ def read_predictions(path, task):
 
 def is_prediction(row, task):
     """Whether a row holds what the KPIs read."""
-    from scoring import verdicts
+    from scoring import kpis_of_verdicts
 
     try:
         if not {"input", "gold", "raw", "answer"} <= row.keys():
             return False
-        return verdicts.is_prediction(row, task) if task.verdict else not task.answer_problems(row["gold"])
+        return kpis_of_verdicts.is_prediction(row, task) if task.verdict else not task.answer_problems(row["gold"])
     except (AttributeError, KeyError, TypeError):
         return False
 
@@ -73,7 +73,7 @@ class Scores:
         self.task = task
         self.verdicts = None
         if task.verdict:
-            from scoring.verdicts import Verdicts
+            from scoring.kpis_of_verdicts import Verdicts
 
             self.verdicts = Verdicts(predictions, task)
         columns = self.verdicts.columns() if self.verdicts else exact_columns(predictions, task)
@@ -96,7 +96,7 @@ class Scores:
         """name -> (values, n, meaning), for one row of column sums or a thousand resampled ones."""
         sums = {name: matrix[:, at] for at, name in enumerate(self.names)}
         found = self.verdicts.decision_kpis(sums) if self.verdicts else percentages(EXACT, sums)
-        found |= percentages(validity.aggregates(self.task), sums)
+        found |= percentages(kpis_of_every_task.aggregates(self.task), sums)
         if self.verdicts:
             found |= self.verdicts.certainty_kpis(sums)
         return found | percentages(own_aggregates(self.task), sums)
@@ -154,7 +154,7 @@ def same_value(one, other):
 
 def validity_columns(predictions):
     counts = [
-        validity.counts(
+        kpis_of_every_task.counts(
             row["answer"] is not None,
             row.get("overruled", 0),
             row.get("late", 0),
@@ -196,7 +196,7 @@ def comparison_columns(task):
     if task.columns:
         return task.columns
     first = ("accuracy", "macro_f1") if task.verdict else tuple(EXACT)
-    names = (*first, f"{validity.VALID[task.answer]}_pct", *task.hook("kpis", "AGGREGATES", {}))
+    names = (*first, f"{kpis_of_every_task.VALID[task.answer]}_pct", *task.hook("kpis", "AGGREGATES", {}))
     return {title_of(name): name for name in names}
 
 
@@ -209,7 +209,7 @@ def title_of(name):
 def slice_kpis(task):
     """The KPIs that are shown by slice: at most two, so that their bars can be read."""
     if task.verdict:
-        from scoring.verdicts import SLICE_KPIS
+        from scoring.kpis_of_verdicts import SLICE_KPIS
 
         return SLICE_KPIS
     return tuple(comparison_columns(task).values())[:2]

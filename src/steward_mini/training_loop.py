@@ -4,7 +4,7 @@ import math
 import time
 
 from common import WorkFailed, progress
-from load.roofline import measured_flops_per_s
+from load_test.roofline import measured_flops_per_s
 from steward_mini import pretrain_data
 
 LOG_EVERY = 50  # steps

@@ -19,7 +19,7 @@ import jsonschema
 
 from common import ROOT, UserError, existing_file, parse_json, read_json, read_jsonl, to_json
 from config import build, read_yaml
-from resolution.plain_text import plain_text
+from entity_resolution.plain_text import plain_text
 from tasks import answers
 
 FOLDER = Path(__file__).parent

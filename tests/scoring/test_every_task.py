@@ -7,7 +7,7 @@ import pytest
 import tasks
 from common import read_jsonl
 from rows import load_rows
-from scoring import kpis, validity
+from scoring import kpis, kpis_of_every_task
 from support import small_tasks
 
 RUBBISH = "qqqq zzzz"
@@ -49,7 +49,7 @@ def full_marks(name):
 
 def test_gold_answers_score_full_marks_in_every_column_of_the_comparison(task):
     found = scored(task, answered(task, lambda row: task.completion(row["output"])))["kpis"]
-    names = [*kpis.comparison_columns(task).values(), f"{validity.VALID[task.answer]}_raw_pct"]
+    names = [*kpis.comparison_columns(task).values(), f"{kpis_of_every_task.VALID[task.answer]}_raw_pct"]
     names += ["accuracy", "macro_f1"] if task.verdict else ["exact_pct"]
     assert {name: found[name]["value"] for name in names} == {name: full_marks(name) for name in names}
     assert all(found[name]["n"] > 0 and found[name]["what"] for name in names)
@@ -65,7 +65,7 @@ def test_rubbish_scores_nothing_in_every_column_of_the_comparison(task):
 
 def test_no_text_is_no_answer(task):
     found = scored(task, answered(task, lambda row: " \n"))["kpis"]
-    assert found[f"{validity.VALID[task.answer]}_pct"]["value"] == 0
+    assert found[f"{kpis_of_every_task.VALID[task.answer]}_pct"]["value"] == 0
 
 
 def test_verdicts_are_scored_only_where_a_task_has_them(task):
@@ -109,15 +109,15 @@ def test_the_validity_of_requests_is_that_of_predictions(monkeypatch):
     rows[1] |= {"overruled": 3}
     rows[2] |= {"late": 1}
     counts = [
-        validity.counts(
+        kpis_of_every_task.counts(
             row["answer"] is not None, row["overruled"], row["late"], row["completion_tokens"], row["finish_reason"]
         )
         for row in rows
     ]
-    shares = validity.shares(task, counts)
+    shares = kpis_of_every_task.shares(task, counts)
     found = scored(task, rows)["kpis"]
     assert shares == {name: pytest.approx(found[name]["value"], abs=1e-6) for name in shares}
     assert shares["json_valid_pct"] == pytest.approx(1100 / 12) and shares["json_valid_raw_pct"] == 75
-    unknown = [validity.counts(True, None, None, 9, "stop")]
-    shares = validity.shares(task, unknown)
+    unknown = [kpis_of_every_task.counts(True, None, None, 9, "stop")]
+    shares = kpis_of_every_task.shares(task, unknown)
     assert shares["json_valid_pct"] == 100 and shares["json_valid_raw_pct"] is shares["mask_overruled_pct"] is None

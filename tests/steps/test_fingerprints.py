@@ -35,7 +35,10 @@ SHAPES_NONE = [
         for room in ("report", "service", "training")
         for path in (SRC / room).rglob("*.py")
     ),
-    *(f"src/scoring/{name}.py" for name in ("kpis", "verdicts", "bootstrap", "baselines")),
+    *(
+        f"src/scoring/{name}.py"
+        for name in ("kpis", "kpis_of_verdicts", "kpis_of_every_task", "bootstrap", "baselines")
+    ),
     *(f"src/tasks/crm/{name}.py" for name in ("kpis", "service", "baseline", "synthetic", "importing")),
     "src/make_report.py",
     "src/evaluate_kpis.py",
@@ -116,8 +119,8 @@ def fingerprints(tmp_path_factory):
 
 
 ALSO = [
-    "src/resolution/near_duplicates.py",
-    "src/resolution/plain_text.py",
+    "src/entity_resolution/near_duplicates.py",
+    "src/entity_resolution/plain_text.py",
     "src/rows.py",
     "src/training/trainer.py",
     "src/training/selection.py",
@@ -153,7 +156,7 @@ def test_a_kpi_a_report_or_the_service_makes_no_answer_again(fingerprints, name)
 
 
 def test_splits_and_training_depend_on_their_own_code(fingerprints):
-    assert "splits" in changed(fingerprints, "src/resolution/near_duplicates.py")
+    assert "splits" in changed(fingerprints, "src/entity_resolution/near_duplicates.py")
     assert "splits" in changed(fingerprints, "src/rows.py")
     assert "splits" in changed(fingerprints, "src/prepare_splits.py")
     assert "splits" in changed(fingerprints, "data.jsonl")

@@ -18,7 +18,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
 import prepare_splits
-from resolution import near_duplicates
+from entity_resolution import near_duplicates
 from tasks import load_task
 from tasks.crm import synthetic
 

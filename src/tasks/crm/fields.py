@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from rapidfuzz import fuzz
 
-from resolution.plain_text import plain
+from entity_resolution.plain_text import plain
 
 # kind -> the key names that mean it, as words; how a key writes them (case, underscores, spaces) does not matter.
 KINDS = {

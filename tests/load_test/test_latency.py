@@ -17,8 +17,8 @@ import pytest
 import eval_latency_throughput as bench
 import make_report
 from common import ROOT, UserError, WorkFailed
-from load import measures, roofline
-from load.clients import Level, MicroBatches, Processes, closed_loop, open_loop
+from load_test import measures, roofline
+from load_test.clients import Level, MicroBatches, Processes, closed_loop, open_loop
 from report import shapes as report_shapes
 from support import small_tasks
 from support.callers import Failing, answer
@@ -369,7 +369,7 @@ def test_an_open_loop_that_is_stopped_sends_nothing_more():
 def test_clients_end_with_the_benchmark_that_started_them():
     script = (
         "import sys, time; sys.path[:0] = ['src', 'tests']\n"
-        "from load.clients import Processes; from support.callers import Failing\n"
+        "from load_test.clients import Processes; from support.callers import Failing\n"
         "if __name__ == '__main__':\n    load = Processes(Failing, ('well',), 1); print(load.workers[0].pid, "
         "flush=True); time.sleep(60)"
     )

@@ -4,7 +4,7 @@ from statistics import fmean, median
 from time import perf_counter
 
 from common import WorkFailed
-from scoring import validity
+from scoring import kpis_of_every_task
 
 # Columns of the CSV; `floor` in their names is the least time, or the highest rate, that the roofline allows.
 MEASURES = (
@@ -102,8 +102,10 @@ def rates(answered, rate):
 def valid_shares(task, answered):
     """The KPIs of the scoring, in the CSV's columns: for a task whose answer is no JSON too."""
     counted = ("valid", "overruled", "late", "completion_tokens", "finish_reason")
-    shares = validity.shares(task, [validity.counts(*(one[key] for key in counted)) for one in answered])
-    name = validity.VALID[task.answer]
+    shares = kpis_of_every_task.shares(
+        task, [kpis_of_every_task.counts(*(one[key] for key in counted)) for one in answered]
+    )
+    name = kpis_of_every_task.VALID[task.answer]
     return {
         "json_valid_raw_pct": shares[f"{name}_raw_pct"],
         "json_valid_pct": shares[f"{name}_pct"],
