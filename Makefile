@@ -108,7 +108,7 @@ prep: $(D)/processed/manifest.json
 $(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.jsonl) | $(ENV)
 	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(if $(ROWS),--rows $(ROWS)) $(AGAIN) $(TASK_FLAG)
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md $(wildcard src/tasks/*.py) $(SCHEMA)
-	$(PYTHON) $< --data $(D) $(TASK_FLAG)
+	$(PYTHON) $< --data $(D) $(AGAIN) $(TASK_FLAG)
 
 ## make check-<model>     before any GPU hour: config, template, lengths, adapter, memory, time, one masked sample
 .PHONY: $(MODELS:%=check-%)

@@ -61,6 +61,10 @@ def checked(args):
             f"no model ships for the task {task.name}; train one with make train-<model> TASK={task.name} and give "
             f"--model_path {task.under('outputs')}/<model>-merged"
         )
+    if load_engine(args.backend).NEEDS_ENDPOINT:
+        raise UserError(
+            f"--backend {args.backend}: asks a server that runs already; src/predict.py --endpoint does that"
+        )
     args.model_path = args.model_path or str(ROOT / task.shipped)
     return args
 

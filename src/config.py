@@ -95,7 +95,8 @@ def load_config(path, overrides=(), overlay=None):
 def lay_over(values, overlay):
     """Put an overlay's values over a model's own, section by section."""
     for section, own in overlay.items():
-        values[section] = (values.get(section) or {}) | own
+        if isinstance(values.get(section, {}), dict):
+            values[section] = values.get(section, {}) | own
 
 
 def read_yaml(path):

@@ -116,9 +116,10 @@ def fingerprint(facts, *sources):
     """The one name of everything that a result depends on: `facts` as JSON, and the code that makes it.
 
     `sources` are files of src/; what they import of the project, directly or through others, is part of the name.
-    Comments, docstrings and layout are not: a better word must not train a model again.
+    Comments, docstrings, layout and the words of errors and prints are not: a better word must not train a model again.
+    Nor is this file, which records results and shapes none.
     """
-    code = {shown_path(path): code_hash(path) for path in closure(sources)}
+    code = {shown_path(path): code_hash(path) for path in closure(sources) if path != Path(__file__).resolve()}
     return sha256_text(json.dumps([facts, code], sort_keys=True, default=str))
 
 
@@ -167,20 +168,24 @@ def files_of(module):
 
 
 def code_hash(path):
-    """A hash of what a file does, without comments, docstrings and layout."""
+    """A hash of what a file does, without comments, docstrings, layout and the words of its errors and prints."""
     return code_hash_at(path, path.stat().st_mtime_ns)
 
 
 @cache
 def code_hash_at(path, time_ns):
     """As `code_hash`, for the file as it was written at this time."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and is_docstring(body[0]):
-            node.body = body[1:] or [ast.Pass()]
-    return sha256_text(ast.dump(tree))
+    return sha256_text(ast.dump(WithoutWords().visit(ast.parse(path.read_text(encoding="utf-8")))))
 
 
-def is_docstring(node):
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+class WithoutWords(ast.NodeTransformer):
+    """A file's code without what only people read: docstrings, and what is printed or raised."""
+
+    def visit_Expr(self, node):  # noqa: N802 - the library's name
+        value = node.value
+        is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+        is_print = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "print"
+        return ast.Pass() if is_text or is_print else self.generic_visit(node)
+
+    def visit_Raise(self, node):  # noqa: N802 - the library's name
+        return ast.Raise()

@@ -52,7 +52,7 @@ def main():
         task=task.name,
         source=Path(source).name,
         synthetic=synthetic,
-        fingerprint=splits_fingerprint(source, args.seed, task),
+        fingerprint=splits_fingerprint(source, args, task),
         source_sha256=sha256_file(source),
         seed=args.seed,
         rows=len(index.labels),
@@ -101,17 +101,18 @@ def is_done(args, task):
         return False
     facts = read_json(manifest)
     splits = {name: Path(args.out) / f"{name}.jsonl" for name in SPLITS}
-    return facts.get("fingerprint") == splits_fingerprint(source, args.seed, task) and all(
+    return facts.get("fingerprint") == splits_fingerprint(source, args, task) and all(
         path.is_file() and sha256_file(path) == facts["sha256"].get(name) for name, path in splits.items()
     )
 
 
-def splits_fingerprint(source, seed, task):
+def splits_fingerprint(source, args, task):
     """The name of what the splits depend on: rows, seed, what the task says of its rows, and the code."""
-    facts = {"task": task.name, "rows": sha256_file(source), "seed": seed, "stratify_by": task.stratify_by}
+    facts = {"task": task.name, "rows": sha256_file(source), "seed": args.seed, "stratify_by": task.stratify_by}
     sources = [__file__, task.folder / "data.py"]
     if Path(source).name == SYNTHETIC and (generator := task.module("synthetic")):
         sources.append(generator.__file__)
+        facts["synthetic_rows"] = args.rows
     return fingerprint(facts | {"schema": task.answer_schema}, *sources)
 
 
@@ -151,14 +152,15 @@ def read_index(source, task):
     if n_lines == 0:
         raise UserError(f"{source}: the file is empty; it needs one labelled {task.case} a line")
     index = near_duplicates.Index(n_lines, task)
-    classes = list(task.verdict.labels) if task.verdict else []
+    classes = list(task.verdict.labels) if task.stratifies_by_verdict else []
     problems = Problems()
     with progress(n_lines, "rows", "check and index") as bar:
         for number, row in checked_rows(source, task, problems):
-            index.add(number, row, class_number(row, task.stratify_by, classes))
+            verdict = task.verdict.labels.index(task.verdict.of(row["output"])) if task.verdict else 0
+            index.add(number, row, class_number(row, task.stratify_by, classes), verdict)
             bar.update(1)
         index.close()
-    for message in index.conflicts(source, classes if task.verdict else ()):
+    for message in index.conflicts(source):
         problems.note(message)
     problems.stop_if_any(source)
     if index.n < 3:
@@ -171,6 +173,8 @@ def class_number(row, path, classes):
     value = row
     for key in path.split(".") if path else ():
         value = value.get(key) if isinstance(value, dict) else None
+    if path and value is None:
+        raise UserError(f"stratify_by: {path} in task.yaml: a row has no such value ({to_json(row)[:120]})")
     name = "rows" if not path else value if isinstance(value, str) else to_json(value)
     if name not in classes:
         if len(classes) == MOST_CLASSES:

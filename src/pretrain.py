@@ -75,7 +75,7 @@ def pretrain(plan, task, out, n_workers):
     print(f"{sizes} on {device}, {n_workers} workers", flush=True)
     speed = fit(plan, task, model.to(device), out, n_workers)
     save(model, out)
-    config = load_config(CONFIG)
+    config = load_config(CONFIG, overlay=task.overlay)
     scores = held_out_scores(task, out, plan.held_out, config)
     weights = sha256_file(out / WEIGHTS)
     write_manifest(

@@ -59,13 +59,11 @@ def parse_args():
     parser.add_argument(
         "--decisions",
         type=Path,
-        default=Path("reviews/decisions.jsonl"),
         help="what the review page wrote (default reviews/decisions.jsonl)",
     )
     parser.add_argument(
         "--test",
         type=Path,
-        default=Path("data/test.jsonl"),
         help="rows that must stay out of training (default data/test.jsonl)",
     )
     parser.add_argument("--no_test", action="store_true", help="there are no test rows")
@@ -75,9 +73,13 @@ def parse_args():
         default=ACCEPTED_SHARE,
         help="share of the accepted cases to take, drawn by hash (default 1); corrections are always taken",
     )
-    parser.add_argument("--out", type=Path, default=Path("reviews"), help="folder to write to (default reviews)")
+    parser.add_argument("--out", type=Path, help="folder to write to (default reviews)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
+    task = load_task(args.task)
+    args.decisions = args.decisions or task.under("reviews") / "decisions.jsonl"
+    args.test = args.test or task.under("data") / "test.jsonl"
+    args.out = args.out or task.under("reviews")
     if not 0 <= args.accepted_share <= 1:
         raise UserError(f"--accepted_share {args.accepted_share}: a share from 0 to 1")
     return args

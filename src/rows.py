@@ -123,7 +123,7 @@ def answer_problem(error):
     if error.validator == "maxLength":
         return f"{place} is {len(error.instance)} characters long, at most {error.validator_value} are allowed"
     if error.validator == "enum":
-        return f"{place}: {clipped(repr(error.instance))} is none of {', '.join(error.validator_value)}"
+        return f"{place}: {clipped(repr(error.instance))} is none of {', '.join(map(str, error.validator_value))}"
     return f"{place}: {clipped(error.message)}"
 
 
@@ -146,7 +146,7 @@ def cases_from_file(source, task):
             problems.append(f"{where}: not UTF-8 text")
         elif line.strip():
             try:
-                named, case = named_case(parsed_value(where, line))
+                named, case = named_case(parsed_value(where, line), task)
             except UserError as error:
                 problems.append(str(error))
                 continue
@@ -160,12 +160,17 @@ def cases_from_file(source, task):
     return found
 
 
-def named_case(row):
-    """({"id": ...} or nothing, the case) of a line: the case itself, with an id beside its keys, or a labelled row."""
+def named_case(row, task):
+    """({"id": ...} or nothing, the case) of a line: a labelled row, or the case, maybe with an id beside its keys."""
     if not isinstance(row, dict):
         return {}, row
-    named = {"id": row.pop("id")} if "id" in row else {}
-    return named, row.get("input", row)
+    named = {"id": row["id"]} if "id" in row else {}
+    if "input" in row and row.keys() <= ROW_KEYS:
+        return named, row["input"]
+    # An id of the case's own stays in it.
+    if named and task.check_case(row):
+        return named, {key: value for key, value in row.items() if key != "id"}
+    return named, row
 
 
 def parsed_value(where, text):

@@ -102,7 +102,7 @@ def add_review_arguments(parser):
         action="store_true",
         help="offer answered requests on the review page; they are kept in memory and, decided, on disk",
     )
-    parser.add_argument("--reviews", default="reviews", help="folder of the stewards' decisions (default reviews)")
+    parser.add_argument("--reviews", help="folder of the stewards' decisions (default reviews)")
 
 
 def settings_of(args, task):
@@ -131,7 +131,7 @@ def settings_of(args, task):
         batch_size=args.batch_size,
         key_hashes=hashes,
         log_records=args.log_records,
-        review_folder=args.reviews if args.review or args.keep_traffic else None,
+        review_folder=(args.reviews or str(task.under("reviews"))) if args.review or args.keep_traffic else None,
         review_cases=args.review,
         keep_traffic=args.keep_traffic,
         limits=Limits(most_waiting=args.queue, timeout_s=args.timeout),
@@ -218,6 +218,8 @@ def serve(settings, task):
     server = uvicorn.Server(uvicorn.Config("service.app:application", **options))
     app.stop = lambda: setattr(server, "should_exit", True)
     server.run()
+    if app.FAILED and isinstance(app.FAILED[0], UserError):
+        raise UserError(NOT_STARTED)
     if app.FAILED or not server.started:
         raise WorkFailed(NOT_STARTED)
 

@@ -82,7 +82,8 @@ def training_fingerprint(args, config, task):
         "prompts": [sha256_file(args.train), sha256_file(args.val)],
         "base": model_folder.model_identity(hub.local_or_hub(config.model_id)),
     }
-    return fingerprint(facts, TRAINING)
+    # The task says what a right answer is where answers pick the checkpoint.
+    return fingerprint(facts, TRAINING, SRC / "tasks" / "answers.py", task.folder / "data.py")
 
 
 def finished(folder, name):

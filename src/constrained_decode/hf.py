@@ -28,6 +28,7 @@ from constrained_decode._writing import (
     settled_by,
 )
 from language_model import calibration, chat_template, hub, model_folder, verdict_branch
+from language_model.base_model import has_bfloat16_arithmetic
 from language_model.verdict_branch import label_shares, padded_left, verdict_probabilities
 
 STARTS_SERVER = False
@@ -84,8 +85,7 @@ def widened(model):
     """
     import torch
 
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    native = model.dtype == torch.bfloat16 and any(able.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    native = model.dtype == torch.bfloat16 and has_bfloat16_arithmetic()
     return model if native or model.num_parameters() >= WIDENED_BELOW else model.float()
 
 

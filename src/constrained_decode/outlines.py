@@ -22,7 +22,15 @@ identity = nothing_but_the_folder
 
 
 def load(model_path, task, config, batch_size=None, constrained=True, random_weights=False):
+    check_installed()
     return Engine(*hf.loaded(model_path, config, random_weights), task, config.gen, batch_size, constrained)
+
+
+def check_installed():
+    try:
+        importlib.metadata.version("outlines")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("--backend outlines: the package outlines is not installed; make setup installs it") from None
 
 
 class Engine(hf.Engine):
@@ -36,8 +44,6 @@ class Engine(hf.Engine):
         if constrained and grammar:
             self.processor = processor_for(grammar, model, chat.tokenizer)
             self.closing = Closing(grammar, task)
-            # Outlines ends an answer with the tokenizer's own end token, which a chat template may not use.
-            self.end_ids = list(dict.fromkeys([*self.end_ids, chat.tokenizer.eos_token_id]))
         self.facts |= {
             "decoding": _grammar.decoding(grammar, constrained, "Outlines, closed here at the budget"),
             "outlines": importlib.metadata.version("outlines"),

@@ -27,60 +27,62 @@ OFFSETS = _rng.integers(0, 2**32, N_HASHES, dtype=np.uint32)
 
 
 class Index:
-    """The few numbers that are kept of every row: 8 + 2 x 72 + 25 bytes."""
+    """The few numbers that are kept of every row: 26 bytes, and 76 for each of its parts."""
 
     def __init__(self, capacity, task):
         self.task = task
         self.n = 0
         self.lines = np.zeros(capacity, np.int64)
         self.labels = np.zeros(capacity, np.int8)
-        self.ids, self.group_keys, self.pairs = (np.zeros(capacity, np.uint64) for _ in range(3))
-        self.exact = self.signatures = None  # as wide as a row has parts
+        self.verdicts = np.zeros(capacity, np.int8)
+        self.ids = np.zeros(capacity, np.uint64)
+        self.group_keys = np.zeros(capacity, np.uint64)
+        self.cases = np.zeros(capacity, np.uint64)
+        self.exact = []  # of each part, of all rows in their order; an array from `close` on
+        self.signatures = []
+        self.row_of_part = []
         self.waiting = []
 
-    def add(self, line, row, label):
+    def add(self, line, row, label, verdict=0):
+        """Keep a row's numbers: its class among the strata, and its verdict among the task's labels."""
         at = self.n
-        parts = self.task.parts(row["input"])
         self.lines[at] = line
         self.labels[at] = label
+        self.verdicts[at] = verdict
         self.ids[at] = hash64(str(row["id"])) if "id" in row else NO_KEY
         self.group_keys[at] = hash64(str(row["group"])) if "group" in row else NO_KEY
-        self.pairs[at] = hash64("\0".join(sorted(json.dumps(part, sort_keys=True) for part in parts)))
-        self.waiting.append([self.task.plain_text(part) for part in parts])
+        self.cases[at] = hash64(json.dumps(self.task.canonical(row["input"]), sort_keys=True))
+        self.waiting.append([self.task.plain_text(part) for part in self.task.parts(row["input"])])
         self.n += 1
         if len(self.waiting) == BLOCK:
             self._sign()
 
     def close(self):
         self._sign()
-        for name in ("lines", "labels", "ids", "group_keys", "pairs"):
+        for name in ("lines", "labels", "verdicts", "ids", "group_keys", "cases"):
             setattr(self, name, getattr(self, name)[: self.n])
-        if self.n:
-            self.exact = self.exact[: self.n]
-            self.signatures = self.signatures[: self.n]
+        for name in ("exact", "signatures", "row_of_part"):
+            blocks = getattr(self, name)
+            setattr(self, name, np.concatenate(blocks) if blocks else np.empty(0, np.int64))
 
     def _sign(self):
         if not self.waiting:
             return
-        start = self.n - len(self.waiting)
-        width = len(self.waiting[0])
-        if self.exact is None:
-            self.exact = np.zeros((len(self.lines), width), np.uint64)
-            self.signatures = np.zeros((len(self.lines), width, N_HASHES // BAND), np.uint32)
         texts = [text for parts in self.waiting for text in parts]
         # An empty part says nothing, so it ties nothing together.
-        self.exact[start : self.n] = np.array([hash64(text) if text else 0 for text in texts], np.uint64).reshape(
-            -1, width
-        )
-        self.signatures[start : self.n] = signatures(texts).reshape(-1, width, N_HASHES // BAND)
+        self.exact.append(np.array([hash64(text) if text else 0 for text in texts], np.uint64))
+        self.signatures.append(signatures(texts))
+        first = self.n - len(self.waiting)
+        lengths = [len(parts) for parts in self.waiting]
+        self.row_of_part.append(np.repeat(np.arange(first, self.n, dtype=np.int32), lengths))
         self.waiting = []
 
     @property
     def identical_pairs(self):
-        return int(self.n - len(np.unique(self.pairs)))
+        return int(self.n - len(np.unique(self.cases)))
 
-    def conflicts(self, source, label_names):
-        """Ids used twice, and with label names one case with two labels: a message for each."""
+    def conflicts(self, source):
+        """Ids used twice, and where the task has a verdict one case with two of them: a message for each."""
         found = []
         for first, second in repeats(self.ids):
             line = self.lines[second]
@@ -88,12 +90,13 @@ class Index:
                 f"{source}:{line}: id {id_in(source, line)!r} stands already in line {self.lines[first]}; ids must "
                 "differ"
             )
-        for first, second in repeats(self.pairs) if label_names else ():
-            if self.labels[first] != self.labels[second]:
+        labels = self.task.verdict.labels if self.task.verdict else ()
+        for first, second in repeats(self.cases) if labels else ():
+            if self.verdicts[first] != self.verdicts[second]:
                 found.append(
-                    f"{source}:{self.lines[second]}: labelled {label_names[self.labels[second]]}, but line "
-                    f"{self.lines[first]} holds the "
-                    f"same pair as {label_names[self.labels[first]]}; decide which is right"
+                    f"{source}:{self.lines[second]}: labelled {labels[self.verdicts[second]]}, but line "
+                    f"{self.lines[first]} holds the same {self.task.case} as {labels[self.verdicts[first]]}; decide "
+                    "which is right"
                 )
         return found
 
@@ -156,18 +159,15 @@ def scramble(x):
 
 def groups(index):
     """A group number for every row; rows with the same number must share a split."""
-    n_rows, width = index.exact.shape
-    parent = np.arange(n_rows, dtype=np.int64)
-    row_of_part = np.repeat(np.arange(n_rows), width)
-    join(parent, *leaders(index.group_keys, np.arange(n_rows)))
-    exact = index.exact.reshape(-1)
-    join(parent, *leaders(exact, row_of_part))
+    parent = np.arange(index.n, dtype=np.int64)
+    join(parent, *leaders(index.group_keys, np.arange(index.n)))
+    join(parent, *leaders(index.exact, index.row_of_part))
     # Of parts that are the same, one is enough to look for near-identical ones.
-    _, one_of_each = np.unique(exact, return_index=True)
-    one_of_each = one_of_each[exact[one_of_each] != NO_KEY]
-    bands = index.signatures.reshape(n_rows * width, -1)[one_of_each]
+    _, one_of_each = np.unique(index.exact, return_index=True)
+    one_of_each = one_of_each[index.exact[one_of_each] != NO_KEY]
+    bands = index.signatures[one_of_each]
     values = bands.view(np.uint8)
-    rows = row_of_part[one_of_each]
+    rows = index.row_of_part[one_of_each]
     for band in range(bands.shape[1]):
         join_near(parent, bands[:, band], values, rows)
     return np.unique(roots(parent), return_inverse=True)[1]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from common import UserError, is_folder, read_json, sha256_file
-from config import Gen, config_from_dict, load_config
+from config import Gen, build, config_from_dict, load_config
 
 SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}  # for a server whose model has no YAML here
 
@@ -44,8 +44,8 @@ def served_config(args, task):
     """The settings to ask a server by: the model's, and where it has no YAML here those of the specification."""
     if args.config or is_folder(args.model_path):
         return model_config(args, task)
-    gen = SPECIFICATION | task.overlay.get("gen", {})
-    return Served(args.model_path or "served", args.model_path or "", Gen(**gen))
+    gen = build(Gen, SPECIFICATION | task.overlay.get("gen", {}), f"src/tasks/{task.name}/task.yaml, gen")
+    return Served(args.model_path or "served", args.model_path or "", gen)
 
 
 def check_weights(folder):

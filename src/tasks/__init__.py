@@ -24,6 +24,8 @@ from tasks import answers
 
 FOLDER = Path(__file__).parent
 DEFAULT = "crm"
+# What may pick the checkpoint, by whether the task has a verdict.
+SELECTIONS = {True: ("macro_f1", "accuracy", "exact_pct", "loss"), False: ("exact_pct", "loss")}
 OPTIONAL_MODULES = (
     "kpis",
     "service",
@@ -149,6 +151,10 @@ class Task:
         return self.file.stratify_by or (f"output.{self.verdict.key}" if self.verdict else None)
 
     @property
+    def stratifies_by_verdict(self):
+        return self.verdict is not None and self.stratify_by == f"output.{self.verdict.key}"
+
+    @property
     def select_by(self):
         return self.file.select_by or ("macro_f1" if self.verdict else "loss")
 
@@ -260,10 +266,14 @@ def file_problem(task):
         return f"answer: {task.answer} needs schema: <file>, the JSON Schema of an answer"
     if task.answer == "text" and task.file.schema:
         return "answer: text has no schema; take answer: json, or take the line out"
+    if task.select_by not in SELECTIONS[task.file.verdict is not None]:
+        return f"select_by: {task.select_by!r} is none of {', '.join(SELECTIONS[task.file.verdict is not None])}"
     if task.schema_path and not task.schema_path.is_file():
         return f"schema: {task.file.schema} is neither in the task's folder nor in the project"
     if (task.answer == "verdict") != (task.file.verdict is not None):
         return "answer: verdict and the section verdict (key, review) belong together; one is here without the other"
+    if task.answer == "json" and task.answer_schema.get("type") != "object":
+        return f"schema: {task.file.schema} must describe an object (type: object), as the answer of a json task is one"
     return verdict_problem(task) if task.file.verdict else None
 
 

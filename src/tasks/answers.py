@@ -5,6 +5,8 @@ A task's data.py may say otherwise with `completion(answer)` and `parsed(text)`.
 
 import re
 
+import jsonschema
+
 from common import parse_json, parsed_answer, to_json
 
 CONTROL_OPENING = re.compile(r"<(?=\|)|<(?=/?\w+>)|\[(?=/?[A-Z_]{2,}\])")
@@ -14,7 +16,8 @@ ANY_TOOL_CALL = {
     "required": ["name", "arguments"],
     "additionalProperties": False,
 }
-TOOL_CALL = re.compile(r'<tool_call name="([^"<>]+)">(.*)</tool_call>', re.S)
+TOOL_NAME = re.compile(r'[^"<>]+')
+TOOL_CALL = re.compile(rf'<tool_call name="({TOOL_NAME.pattern})">(.*)</tool_call>', re.S)
 
 
 def harmless(text):
@@ -31,11 +34,24 @@ def completion(task, answer):
         return own(answer)
     if task.answer == "text":
         return harmless(answer)
+    whole = in_order(answer, task.answer_schema)
     if task.answer == "tool_call":
-        return f'<tool_call name="{answer["name"]}">{to_json(answer["arguments"])}</tool_call>'
-    # Keys in the schema's order, which is the order that the grammar writes them in.
-    order = [key for key in task.answer_schema.get("properties", ()) if key in answer]
-    return to_json({key: answer[key] for key in [*order, *(key for key in answer if key not in order)]})
+        return f'<tool_call name="{whole["name"]}">{to_json(whole["arguments"])}</tool_call>'
+    return to_json(whole)
+
+
+def in_order(value, schema):
+    """The value with its keys in the schema's order at every depth, as the grammar writes them."""
+    if "anyOf" in schema:
+        fitting = (one for one in schema["anyOf"] if jsonschema.Draft202012Validator(one).is_valid(value))
+        return in_order(value, next(fitting, {}))
+    if isinstance(value, list):
+        return [in_order(item, schema.get("items", {})) for item in value]
+    if not isinstance(value, dict):
+        return value
+    properties = schema.get("properties", {})
+    keys = [*(key for key in properties if key in value), *(key for key in value if key not in properties)]
+    return {key: in_order(value[key], properties.get(key, {})) for key in keys}
 
 
 def parsed(task, text):
@@ -65,4 +81,7 @@ def problems(task, answer):
     """What is wrong with a row's output: errors of jsonschema, or words."""
     if task.answer == "text":
         return [] if isinstance(answer, str) and answer.strip() else ["output must be a text that is not empty"]
-    return sorted(task.schema_checker.iter_errors(answer), key=str)
+    found = sorted(task.schema_checker.iter_errors(answer), key=str)
+    if task.answer == "tool_call" and not found and not TOOL_NAME.fullmatch(answer["name"]):
+        return [f"output.name: {answer['name']!r} holds a quote or a bracket, which the call's wrapper cannot"]
+    return found

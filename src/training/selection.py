@@ -6,7 +6,6 @@ metric that decides, and `shown`, those that the progress line tells.
 """
 
 import dataset
-from common import UserError
 from language_model import chat_template, verdict_branch
 
 TIE_BREAK = 1e-4
@@ -22,10 +21,7 @@ def selection_for(task, chat, config, examples):
         return VerdictSelection(task, chat, examples)
     if task.select_by == ExactSelection.METRIC:
         return ExactSelection(task, chat, config, examples)
-    if task.select_by == "loss":
-        return LossSelection()
-    choices = [*(VerdictSelection.METRICS if task.verdict else ()), ExactSelection.METRIC, "loss"]
-    raise UserError(f"src/tasks/{task.name}/task.yaml: select_by: {task.select_by!r} is none of {', '.join(choices)}")
+    return LossSelection()
 
 
 class LossSelection:

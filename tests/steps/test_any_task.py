@@ -2,11 +2,11 @@
 the folders is added or changed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -14,6 +14,7 @@ import urllib.request
 
 import pytest
 
+from language_model.model_server import free_port
 from support import small_tasks
 from support.pipeline import copy_of_the_repo, done
 from support.warm_python import QUIET, warm_python
@@ -119,31 +120,31 @@ def test_the_served_model_answers_and_is_scored_over_http(trained):
     assert over_http["exact_pct"]["value"] == in_process["exact_pct"]["value"]
 
 
-class served:  # noqa: N801 - used as a function
-    """The service of a task's trained model, while a block runs."""
+@contextlib.contextmanager
+def served(project, task):
+    """The address of a service of the task's trained model, while a block runs."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [warm_python(), "src/serve.py", "--model_path", model(task), "--task", task, "--port", str(port)]
+    process = subprocess.Popen(command, cwd=project, env=os.environ | QUIET, stderr=subprocess.DEVNULL)
+    try:
+        until_ready(process, address)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
 
-    def __init__(self, project, task):
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
-        command = [warm_python(), "src/serve.py", "--model_path", model(task), "--task", task, "--port", str(port)]
-        self.process = subprocess.Popen(command, cwd=project, env=os.environ | QUIET, stderr=subprocess.DEVNULL)
 
-    def __enter__(self):
-        until = time.monotonic() + STARTS_WITHIN_S
-        while time.monotonic() < until:
-            assert self.process.poll() is None, "the service ended"
-            try:
-                with urllib.request.urlopen(f"{self.address}/readyz", timeout=5):
-                    return self.address
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.3)
-        raise AssertionError("the service was not ready in time")
-
-    def __exit__(self, *error):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+def until_ready(process, address):
+    until = time.monotonic() + STARTS_WITHIN_S
+    while time.monotonic() < until:
+        assert process.poll() is None, "the service ended"
+        try:
+            with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.3)
+    raise AssertionError("the service was not ready in time")
 
 
 def test_the_three_are_not_part_of_the_project():

@@ -216,7 +216,8 @@ def test_verdicts_that_start_alike_are_refused(chat, tmp_path):
     schema["properties"]["result"]["enum"] = ["DUPLICATE", "NO_MATCH_PERSON", "NO_MATCH_COMPANY"]
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     with pytest.raises(UserError, match="NO_MATCH_PERSON, NO_MATCH_COMPANY start with the same token"):
-        verdict_branch.find_branch(chat, dataclasses.replace(TASK, schema=str(tmp_path / "schema.json")))
+        file = dataclasses.replace(TASK.file, schema=str(tmp_path / "schema.json"))
+        verdict_branch.find_branch(chat, dataclasses.replace(TASK, file=file))
 
 
 def test_rows_that_do_not_fit_are_left_out_whole_and_named(chat, family):
