@@ -23,6 +23,7 @@ from manifest import Clock, fingerprint, write_manifest
 from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task, synthesis
 
+ALL_ROWS = "rows"  # the one class of a task that stratifies by nothing
 SYNTHETIC = "synthetic.jsonl"
 MOST_CLASSES = 100  # each needs rows in every split, and a class's number is kept in one byte
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -175,7 +176,7 @@ def class_number(row, path, classes):
         value = value.get(key) if isinstance(value, dict) else None
     if path and value is None:
         raise UserError(f"stratify_by: {path} in task.yaml: a row has no such value ({to_json(row)[:120]})")
-    name = "rows" if not path else value if isinstance(value, str) else to_json(value)
+    name = ALL_ROWS if not path else value if isinstance(value, str) else to_json(value)
     if name not in classes:
         if len(classes) == MOST_CLASSES:
             raise UserError(f"stratify_by: {path} has over {MOST_CLASSES} values; name one with fewer in task.yaml")
@@ -278,7 +279,8 @@ def report(counts, n_moved, groups, index, task, synthetic):
     for name, classes in counts.items():
         for label, n in classes.items():
             if n == 0:
-                print(f"warning: {name} has no {label} row; its scores there cannot be measured")
+                kind = f"{label} row" if label != ALL_ROWS else "row"
+                print(f"warning: {name} has no {kind}; its scores there cannot be measured")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Gate:
         try:
             if self.hashes and scope["path"] not in OPEN and not self.knows(headers):
                 words = (
-                    "nobody here has this API key"
+                    "this API key is not known here"
                     if b"authorization" in headers
                     else "an API key is wanted: Authorization: Bearer <key>"
                 )

@@ -1,7 +1,7 @@
 """One folder = one task. The folder is the registry; a Task holds what every step may ask of it.
 
 A folder has task.yaml, prompt.md, data.py (what a row is) and sample.jsonl, and of these modules those that it needs:
-kpis.py (what an answer is worth), service.py, synthetic.py, importing.py, baseline.py, preferences.py. docs/tasks.md
+kpis.py (what an answer is worth), service.py, synthetic.py, importing.py, baseline.py. docs/tasks.md
 describes each.
 """
 
@@ -32,7 +32,6 @@ OPTIONAL_MODULES = (
     "synthetic",
     "importing",
     "baseline",
-    "preferences",
     "measuring",
     "injection",
 )

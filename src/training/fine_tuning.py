@@ -140,7 +140,7 @@ def make_trainer(config, task, chat, examples, folder):
     plan = make_plan(config, examples["train"], packing)
     selection = selection_for(task, chat, config, examples["val"])
     if config.train.verdict_weight != 1.0 and not selection.branch:
-        raise UserError("train.verdict_weight: only a task with a verdict that also picks its checkpoint has one")
+        raise UserError("train.verdict_weight: only a task whose checkpoint is picked by its verdicts can weight them")
     trainer = loop.StewardTrainer(
         model=model,
         args=loop.arguments(config, plan, precision, folder),
