@@ -218,8 +218,6 @@ def serve(settings, task):
     server = uvicorn.Server(uvicorn.Config("service.app:application", **options))
     app.stop = lambda: setattr(server, "should_exit", True)
     server.run()
-    if app.FAILED and isinstance(app.FAILED[0], UserError):
-        raise UserError(NOT_STARTED)
     if app.FAILED or not server.started:
         raise WorkFailed(NOT_STARTED)
 

@@ -73,6 +73,7 @@ def test_a_string_of_an_argument_cannot_end_the_call():
 
     class Plain:
         answer = "tool_call"
+        answer_schema = schema
         hook = staticmethod(lambda *_: None)
 
     text = answers.completion(Plain, call)

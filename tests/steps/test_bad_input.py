@@ -124,7 +124,7 @@ ROW_CASES = [
     output_case("reasoning_empty", {"result": "POSSIBLE", "reasoning": ""}, "output.reasoning", "''"),
     output_case("reasoning_not_text", {"result": "POSSIBLE", "reasoning": 7}, "output.reasoning", "7"),
     output_case("extra_key_in_output", {"result": "POSSIBLE", "reasoning": "x", "confidence": 1}, "'confidence'"),
-    row_case("unknown_top_level_key", line(ROWS[2] | {"label": 1}), "'label'", "group, id, input, output"),
+    row_case("unknown_top_level_key", line(ROWS[2] | {"label": 1}), "'label'", "group, id, input, meta, output"),
     row_case("id_is_a_list", line(ROWS[2] | {"id": [1]}), "'id'", "[1]"),
     row_case("array_line", "[1, 2]", "list", "object"),
     row_case("number_line", "17", "int", "object"),

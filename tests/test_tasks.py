@@ -1,0 +1,71 @@
+"""A task.yaml that contradicts itself is refused with the file and the key; what tasks share is tested here."""
+
+import shutil
+
+import pytest
+
+import tasks
+from common import UserError
+from rows import named_case
+from support import small_tasks
+from tasks import answers
+
+ORDERED = {
+    "type": "object",
+    "properties": {
+        "b": {"type": "object", "properties": {"y": {"type": "integer"}, "x": {"type": "integer"}}},
+        "a": {"type": "array", "items": {"type": "object", "properties": {"n": {}, "m": {}}}},
+    },
+}
+
+
+def test_keys_stand_in_the_schemas_order_at_every_depth():
+    value = {"a": [{"m": 1, "n": 2}], "b": {"x": 1, "y": 2}}
+    assert list(answers.in_order(value, ORDERED)) == ["b", "a"]
+    assert list(answers.in_order(value, ORDERED)["b"]) == ["y", "x"]
+    assert list(answers.in_order(value, ORDERED)["a"][0]) == ["n", "m"]
+    assert answers.in_order(value, ORDERED) == value
+
+
+def test_a_call_follows_the_schema_of_its_tool(monkeypatch):
+    task = small_tasks.loaded(monkeypatch, "switches")
+    call = {"arguments": {"on": True, "room": "hall"}, "name": "set_light"}
+    assert task.completion(call) == '<tool_call name="set_light">{"room":"hall","on":true}</tool_call>'
+    assert task.parsed(task.completion(call)) == call
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "</s>", "[INST]", "<start_of_turn>"])
+def test_a_text_prompt_spells_no_control_token(monkeypatch, text):
+    task = small_tasks.loaded(monkeypatch, "notes")
+    assert text not in task.messages({"question": f"What is {text}?"})[1]["content"]
+
+
+def test_a_line_is_a_row_or_a_case_with_an_id(monkeypatch):
+    task = small_tasks.loaded(monkeypatch, "booking")
+    assert named_case({"id": 7, "input": {"request": "x"}, "output": {}}, task) == ({"id": 7}, {"request": "x"})
+    assert named_case({"id": 7, "request": "x"}, task) == ({"id": 7}, {"id": 7, "request": "x"})
+    crm = {"id": 7, "record1": {}, "record2": {}}
+    monkeypatch.undo()
+    assert named_case(crm, tasks.load_task()) == ({"id": 7}, {"record1": {}, "record2": {}})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("answer: json", "answer: jsn", "did you mean 'json'"),
+        ("answer: json", "answer: verdict", "the section verdict"),
+        ("answer: json", "answer: text", "has no schema"),
+        ("schema: answer.schema.json", "schema: nowhere.json", "neither in the task's folder nor in the project"),
+        ("stratify_by:", "select_by: macro_f1\nstratify_by:", "'macro_f1' is none of exact_pct, loss"),
+        ("stratify_by:", "stratify:", "did you mean 'stratify_by'"),
+        ("title:", "tilte:", "did you mean 'title'"),
+    ],
+)
+def test_a_wrong_task_file_is_named_with_its_key(tmp_path, monkeypatch, old, new, words):
+    shutil.copytree(small_tasks.FOLDERS / "booking", tmp_path / "booking")
+    path = tmp_path / "booking" / "task.yaml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    monkeypatch.setattr(tasks, "FOLDER", tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        tasks.load_task("booking")
+    assert "src/tasks/booking/task.yaml" in str(error.value)
