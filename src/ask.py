@@ -58,8 +58,8 @@ def checked(args):
         raise UserError(f"--verdicts: the task {task.name} has no verdict; leave it out for whole answers")
     if not args.model_path and not task.shipped:
         raise UserError(
-            f"no model ships for the task {task.name}; train one with make train-<model> TASK={task.name} and give "
-            f"--model_path {task.under('outputs')}/<model>-merged"
+            f"no model ships for the task {task.name}; train one with make train-<model> TASK={task.name}, then "
+            f"make ask-<model> TASK={task.name} (--model_path {task.under('outputs')}/<model>-merged)"
         )
     if load_engine(args.backend).NEEDS_ENDPOINT:
         raise UserError(

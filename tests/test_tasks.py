@@ -6,7 +6,7 @@ import pytest
 
 import tasks
 from common import UserError
-from rows import named_case
+from rows import cases_from_file, named_case
 from support import small_tasks
 from tasks import answers
 
@@ -47,6 +47,14 @@ def test_a_line_is_a_row_or_a_case_with_an_id(monkeypatch):
     crm = {"id": 7, "record1": {}, "record2": {}}
     monkeypatch.undo()
     assert named_case(crm, tasks.load_task()) == ({"id": 7}, {"record1": {}, "record2": {}})
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_cases_shows_what_one_is(tmp_path, text):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"no pair in it; one \{\"record1\""):
+        cases_from_file(path, tasks.load_task())
 
 
 @pytest.mark.parametrize(

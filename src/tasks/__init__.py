@@ -111,6 +111,11 @@ class Task:
         return self.file.case
 
     @property
+    def example(self):
+        """An input on one line, for messages; None where the task shows none."""
+        return self.file.example
+
+    @property
     def shipped(self):
         return self.file.shipped
 
