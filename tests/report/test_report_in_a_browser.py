@@ -1,27 +1,19 @@
 """The list of wrong answers as a reader sees it, in a browser without a window."""
 
-import shutil
-
 import pytest
 
 from support import small_tasks
+from support.chromium import BROWSER, started
 from support.reporting import Bench, answered, scored
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
-)
 FILTERS = {"model", "gold", "predicted", "slice", "sort", "text"}
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="no Chromium here")]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield started
-        started.close()
+    with started() as browser:
+        yield browser
 
 
 @pytest.fixture

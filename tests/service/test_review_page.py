@@ -19,14 +19,12 @@ from constrained_decode import Answer
 from service import metrics
 from service.review import decisions
 from support import letters
+from support.chromium import BROWSER, started
 from support.pipeline import exit_code
 from support.serving import Model, running
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None
-)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="no Chromium here")]
 TASK = load_task()
 SENTENCES = {
@@ -69,12 +67,8 @@ def pairs(n):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield started
-        started.close()
+    with started() as browser:
+        yield browser
 
 
 @pytest.fixture
