@@ -21,6 +21,8 @@ class Limits:
     most_levels: int = 4
     most_waiting: int = 256  # requests in the queue; the next one gets 429
     timeout_s: float = 30.0  # from a request's arrival to its answer
+    most_leases: int = 1  # cases that one reviewer keeps from the others; the earliest is given up for the next
+    lock_s: float = 5.0  # for another process to let go of the decisions; then 503
 
 
 @dataclasses.dataclass(frozen=True)
