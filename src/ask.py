@@ -4,17 +4,35 @@
     python src/ask.py --pairs pairs.jsonl --out answers.jsonl
 
 Another task's case is one word of JSON. A file holds one case a line; an "id" beside its keys is given back with the
-answer.
+answer. With --out, an interrupted run goes on where it was. A case that cannot be answered has an `error` in place of
+its answer, and the run ends with exit code 1.
 """
 
 import argparse
+import contextlib
 import json
+import sys
 
-from common import ROOT, UserError, progress, quiet_libraries, run, written_whole
+import locks
+from common import (
+    ROOT,
+    UserError,
+    WorkFailed,
+    existing_file,
+    quiet_libraries,
+    run,
+    sha256_file,
+    sha256_text,
+    to_json,
+    written_whole,
+)
 from constrained_decode import load_engine
-from language_model.model_folder import model_config
+from language_model.model_folder import model_config, model_identity
+from manifest import fingerprint
 from rows import cases_from_file
+from scoring import asking
 from tasks import DEFAULT, load_task
+from tasks import facts as task_facts
 
 
 def main():
@@ -22,15 +40,44 @@ def main():
     task = load_task(args.task)
     cases = cases_of(args, task)
     quiet_libraries()
-    engine = load_engine(args.backend).load(args.model_path, task, model_config(args, task))
-    answers = (verdicts if args.verdicts else answered)(engine, task, cases)
+    with locks.only_writer(args.out) if args.out else contextlib.nullcontext():
+        n_failed = answer(args, task, cases)
+    if n_failed:
+        one = task.case if n_failed == 1 else f"{task.case}s"
+        raise WorkFailed(f"{n_failed:,} of {len(cases):,} {one} could not be answered; each has an error in its place")
+
+
+def answer(args, task, cases):
+    """Write an answer a case; how many have none."""
+    conversations = [task.messages(case) for _, case in cases]
+    with asking.journal_of(args.out, args.out and name_of_the_work(args, task, conversations)) as journal:
+        if journal and journal.n_found:
+            print(f"going on: {journal.words()}", flush=True)
+        engine = load_engine(args.backend).load(args.model_path, task, model_config(args, task))
+        ask = verdicts if args.verdicts else answered
+        found = [named | one for (named, _), one in zip(cases, ask(engine, task, conversations, journal), strict=True)]
+        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in found]
+        if args.out:
+            with written_whole(args.out) as file:
+                file.writelines(lines)
     if args.out:
-        with written_whole(args.out) as file:
-            file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        print(f"{len(answers):,} answers in {args.out}")
+        print(f"{len(lines):,} answers in {args.out}")
     else:
-        for answer in answers:
-            print(json.dumps(answer, ensure_ascii=False))
+        sys.stdout.writelines(lines)
+    return sum("error" in one for one in found)
+
+
+def name_of_the_work(args, task, conversations):
+    """The name of what the answers depend on: an interrupted run with the same name goes on."""
+    engine = load_engine(args.backend)
+    facts = {
+        "prompts": sha256_text(to_json(conversations)),
+        "task": task_facts(task),
+        "model": model_identity(args.model_path),
+        "config": args.config and sha256_file(existing_file(args.config)),
+        "options": [args.backend, args.verdicts],
+    }
+    return fingerprint(facts, __file__, engine.__file__, task.folder / "data.py")
 
 
 def parse_args():
@@ -82,29 +129,30 @@ def cases_of(args, task):
     return [({}, case)]
 
 
-def answered(engine, task, cases):
+def answered(engine, task, conversations, journal=None):
     """One answer a case, in order; what is no valid answer says so instead of guessing."""
-    found = [None] * len(cases)
-    with progress(len(cases), f"{task.case}s", "answers") as bar:
-        for at, answer in engine.answers([task.messages(case) for _, case in cases]):
-            parsed = task.parsed(answer.text)
-            if parsed is None:
-                whole = {"error": "the model's answer is not valid", "raw": answer.text}
-            else:
-                whole = parsed if isinstance(parsed, dict) else {"answer": parsed}
-            found[at] = cases[at][0] | whole | rounded(answer.probabilities)
-            bar.update(1)
+    found = []
+    for answer in asking.answers(engine, conversations, journal, f"{task.case}s"):
+        if isinstance(answer, asking.Refusal):
+            found.append({"error": answer.words})
+            continue
+        parsed = task.parsed(answer.text)
+        if parsed is None:
+            whole = {"error": "the model's answer is not valid", "raw": answer.text}
+        else:
+            whole = parsed if isinstance(parsed, dict) else {"answer": parsed}
+        found.append(whole | rounded(answer.probabilities))
     return found
 
 
-def verdicts(engine, task, cases):
+def verdicts(engine, task, conversations, journal=None):
     """The likeliest verdict of each case, in order."""
-    found = [None] * len(cases)
-    with progress(len(cases), f"{task.case}s", "verdicts") as bar:
-        for at, shares in engine.verdicts([task.messages(case) for _, case in cases]):
-            found[at] = cases[at][0] | {task.verdict.key: task.verdict.likeliest(shares)} | rounded(shares)
-            bar.update(1)
-    return found
+    return [
+        {"error": shares.words}
+        if isinstance(shares, asking.Refusal)
+        else {task.verdict.key: task.verdict.likeliest(shares)} | rounded(shares)
+        for shares in asking.verdicts(engine, conversations, journal, f"{task.case}s")
+    ]
 
 
 def rounded(probabilities):

@@ -12,8 +12,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import interruption
+
 ROOT = Path(__file__).resolve().parent.parent
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
 NEXT_ON_FULL_DISK = "free some space or choose another --out, then run again"
 
 
@@ -27,36 +30,37 @@ class WorkFailed(Exception):
 
 def run(main):
     """Call a step's main and turn whatever a user can cause into one message and an exit code."""
+    interruption.listen()
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        say_and_exit(f"error: {as_typed(error)}", 2)
     except WorkFailed as error:
-        print(f"failed: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped by the keyboard; nothing half-written was left", file=sys.stderr)
-        sys.exit(130)
+        say_and_exit(f"failed: {as_typed(error)}", 1)
+    except KeyboardInterrupt as error:
+        say_and_exit(interruption.report(error), getattr(error, "exit_code", 130))
     except BrokenPipeError:
         # Whoever read our output has gone, and the work is not finished: say so as the shell would.
         sys.stdout = None
         sys.exit(141)
     except Exception as error:
-        message = explain_os_error(error) or explain_no_space(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        if message := explain_no_space(error) or explain_not_writable(error):
+            say_and_exit(f"failed: {as_typed(message)}", 1)
+        if message := explain_os_error(error):
+            say_and_exit(f"error: {as_typed(message)}", 2)
+        raise
+
+
+def say_and_exit(message, code):
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def explain_os_error(error):
-    """One sentence for the file-system errors a user causes; None for the rest."""
+    """One sentence for the file-system errors that a wrong path causes; None for the rest."""
     if not isinstance(error, OSError):
         return None
     where = error.filename or "the output"
-    if error.errno in NO_SPACE:
-        return f"{where}: no space left to write ({error.strerror}); {NEXT_ON_FULL_DISK}"
     if isinstance(error, FileNotFoundError):
         return f"{where}: no such file or folder; check the path"
     if isinstance(error, IsADirectoryError | NotADirectoryError | PermissionError | FileExistsError):
@@ -64,13 +68,47 @@ def explain_os_error(error):
     return None
 
 
+def explain_not_writable(error):
+    """One sentence where a place cannot be written; a file that may not be read is the call's fault instead."""
+    if not isinstance(error, OSError) or error.errno not in NOT_WRITABLE or not error.filename:
+        return None
+    if error.errno != errno.EROFS and os.path.exists(error.filename) and not os.access(error.filename, os.R_OK):
+        return None
+    return f"{error.filename}: {error.strerror}; choose a folder that can be written, then run again"
+
+
 def explain_no_space(error):
-    """Libraries that write through native code report a full disk as text only."""
+    """One sentence for a full disk, which libraries that write through native code report as text only."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"{error.filename or 'the output'}: no space left to write ({error.strerror}); {NEXT_ON_FULL_DISK}"
     text = str(error)
     # torch's file writer hides the cause and names its own place instead.
     if any(os.strerror(code).lower() in text.lower() for code in NO_SPACE) or "inline_container" in text:
         return f"no space left to write ({text.strip().splitlines()[-1]}); {NEXT_ON_FULL_DISK}"
     return None
+
+
+def as_typed(message):
+    """A message in the words of the user's command: make's variables stand for a step's options where make runs it."""
+    text = str(message)
+    if interruption.TYPED not in os.environ:
+        return text
+    variables, switches = options_of_make()
+    for option, variable in switches.items():
+        text = re.sub(rf"--{option}\b", f"{variable}=1", text)
+    for option, variable in variables.items():
+        text = re.sub(rf"--{option} ([^\s,;:]+)(?=: )", rf"{variable}=\1", text)
+        text = re.sub(rf"--{option}\b", f"{variable}=", text)
+    return text
+
+
+def options_of_make():
+    """({option: variable}, {switch: variable}) as the Makefile gives them to the steps."""
+    with contextlib.suppress(OSError):
+        text = (ROOT / "Makefile").read_text(encoding="utf-8")
+        switches = {option: name for name, option in re.findall(r"\$\(if \$\((\w+)\),--(\w+)\)", text)}
+        return dict(re.findall(r"--(\w+)[ =]\"?\$\(([A-Z_]+)\)", text)), switches
+    return {}, {}
 
 
 def to_json(value):
@@ -174,9 +212,9 @@ def written_whole(*paths):
     """Open files for writing that appear under their names only when the block ends well."""
     paths = [Path(path) for path in paths]
     parts = [path.with_name(path.name + ".part") for path in paths]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
             # A lone surrogate has no UTF-8; its backslash escape is the JSON one.
             files = [
@@ -186,10 +224,13 @@ def written_whole(*paths):
         for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in NO_SPACE and not error.filename:
+        if isinstance(error, OSError) and error.errno in NO_SPACE | NOT_WRITABLE:
+            # The user knows the file by its own name, not by that of its part.
             error.filename = str(paths[0])
         for part in parts:
-            part.unlink(missing_ok=True)
+            # On a disk that can only be read there is no part either.
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
         raise
 
 
@@ -244,10 +285,22 @@ def quiet_libraries():
 def progress(total, unit, title):
     """A progress bar on a terminal, a plain line every ten seconds in a log; `update(n)` moves it."""
     if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        return tqdm(total=total, unit=unit, desc=title, unit_scale=True, dynamic_ncols=True)
+        return bar_on_terminal(total, unit, title)
     return PlainProgress(total, unit, title)
+
+
+def bar_on_terminal(total, unit, title):
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, unit=unit, desc=title, unit_scale=True, dynamic_ncols=True)
+
+    def skip(n):
+        bar.initial = n
+        bar.n += n
+        bar.refresh()
+
+    bar.skip = skip
+    return bar
 
 
 class PlainProgress:
@@ -258,17 +311,23 @@ class PlainProgress:
         self.unit = unit
         self.title = title
         self.n = 0
+        self.n_before = 0
         self.start = self.said = time.monotonic()
         self.note = ""
+
+    def skip(self, n):
+        """So many were done by an earlier run: they count, and not in the rate."""
+        self.n += n
+        self.n_before += n
 
     def update(self, n=1):
         self.n += n
         if time.monotonic() - self.said >= self.EVERY_S:
             self.said = time.monotonic()
-            rate = self.n / (self.said - self.start)
+            rate = (self.n - self.n_before) / (self.said - self.start)
             print(
                 f"{self.title}: {self.n:,} of {self.total:,} {self.unit} ({100 * self.n / max(self.total, 1):.0f} %), "
-                f"{rate:,.1f} {self.unit}/s{self.note}",
+                f"{speed(rate, self.unit)}, {time_left((self.total - self.n) / rate)}{self.note}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -284,3 +343,14 @@ class PlainProgress:
 
     def close(self):
         pass
+
+
+def speed(rate, unit):
+    """In the way that shows more than a zero: units a second, or seconds a unit."""
+    return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{1 / rate:,.1f} s/{unit.removesuffix('s')}"
+
+
+def time_left(seconds):
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5_400 else f"{seconds / 3_600:.1f} h left"

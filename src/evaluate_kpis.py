@@ -6,6 +6,7 @@ Predicts first when the predictions beside --out are missing or were made from s
 
 import argparse
 
+import locks
 from common import UserError, read_json, run
 from manifest import Clock, write_manifest
 from scoring import kpis
@@ -19,12 +20,15 @@ def main():
     clock = Clock()
     task = load_task(args.task)
     path = args.predictions or predictions.path_beside(args.out)
-    if args.model_path:
-        predictions.predict_unless_done(args, task, path)
-    facts = read_json(predictions.manifest_path(path))
-    metrics = kpis.score(kpis.read_predictions(path, task), task)
-    write_manifest(args.out, clock, **kpis.identity(facts, path), **metrics)
+    with locks.only_writer(predictions.place_of(args.out)):
+        if args.model_path:
+            predictions.predict_unless_done(args, task, path)
+        facts = read_json(predictions.manifest_path(path))
+        metrics = kpis.score(kpis.read_predictions(path, task), task)
+        write_manifest(args.out, clock, **kpis.identity(facts, path), **metrics)
     kpis.print_summary(args.out, metrics["kpis"], task)
+    if words := predictions.failure_words(path):
+        print(f"warning: {words}")
 
 
 def parse_args():

@@ -2,14 +2,16 @@
 
     python src/predict.py --model_path outputs/phi4mini-merged --out reports/phi4mini_predictions.jsonl
 
-The one place that generates for evaluation. Every raw answer is kept, with the verdict's probabilities and its time.
+The one place that generates for evaluation. Every raw answer is kept, with the verdict's probabilities and its time. An
+interrupted run goes on where it was. A row that cannot be answered has an `error`, and the run ends with exit code 1.
 """
 
 import argparse
 from pathlib import Path
 
-from common import run
-from scoring.predictions import add_arguments, predict_unless_done
+import locks
+from common import WorkFailed, run
+from scoring.predictions import add_arguments, failure_words, place_of, predict_unless_done
 from tasks import load_task
 
 
@@ -18,7 +20,11 @@ def main():
     add_arguments(parser, model_required=True)
     parser.add_argument("--out", required=True, help="predictions JSONL to write")
     args = parser.parse_args()
-    predict_unless_done(args, load_task(args.task), Path(args.out))
+    out = Path(args.out)
+    with locks.only_writer(place_of(out)):
+        predict_unless_done(args, load_task(args.task), out)
+    if words := failure_words(out):
+        raise WorkFailed(words)
 
 
 if __name__ == "__main__":

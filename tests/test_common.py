@@ -200,10 +200,11 @@ def test_peak_memory_is_the_process_s_own():
         (UserError("x: wrong"), 2, "error: x: wrong"),
         (common.WorkFailed("no"), 1, "failed: no"),
         (KeyboardInterrupt(), 130, "stopped"),
-        (OSError(28, "No space left on device", "f"), 2, "error: f: no space left"),
-        (RuntimeError("native: No space left on device"), 2, "error: no space left"),
+        (OSError(28, "No space left on device", "f"), 1, "failed: f: no space left"),
+        (OSError(30, "Read-only file system", "f"), 1, "failed: f: Read-only"),
+        (RuntimeError("native: No space left on device"), 1, "failed: no space left"),
         (FileNotFoundError(2, "No such file", "f"), 2, "error: f: no such file"),
-        (PermissionError(13, "Permission denied", "f"), 2, "error: f: Permission denied"),
+        (PermissionError(13, "Permission denied", "f"), 1, "failed: f: Permission denied"),
     ],
 )
 def test_exit_codes(error, code, words, capsys):

@@ -52,11 +52,15 @@ class Engine:
     is_elsewhere = False  # a server, asked by `ask` from many threads; else it wants whole batches by `answers`
     tells_probabilities = True  # whether an answer says its verdict's probabilities; may be set, for they cost time
 
-    def answers(self, conversations):
-        """Yields (position, Answer) in the engine's own order."""
+    def answers(self, conversations, done=()):
+        """Yields (position, Answer) in the engine's own order.
+
+        The positions in `done` need no answer. Batches stay those of all conversations, for a row's numbers depend in
+        their last bits on what stands beside it; so a position that is done may come again.
+        """
         raise NotImplementedError
 
-    def verdicts(self, conversations):
+    def verdicts(self, conversations, done=()):
         """Yields (position, {label: probability}) without generating; only for a task with a verdict."""
         raise NotImplementedError
 

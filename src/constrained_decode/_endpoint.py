@@ -139,12 +139,16 @@ class Endpoint:
             time.sleep(min(LONGEST_WAIT_S, wait))
         raise AssertionError("unreachable")
 
-    def all(self, ask, conversations):
+    def all(self, ask, conversations, done=()):
         """Yields (position, result) as they come, so many requests at a time."""
         with ThreadPoolExecutor(self.concurrency) as pool:
-            waiting = {pool.submit(ask, messages): at for at, messages in enumerate(conversations)}
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
+            waiting = {pool.submit(ask, messages): at for at, messages in enumerate(conversations) if at not in done}
+            try:
+                for one in as_completed(waiting):
+                    yield waiting[one], one.result()
+            finally:
+                # Whoever stops listening, or is stopped, does not wait for what was never sent.
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def wished_wait(response):

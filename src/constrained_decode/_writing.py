@@ -19,11 +19,16 @@ class Writing:
     probabilities: dict | None = None  # of each verdict
 
 
-def longest_first(prompts, batch_size):
-    """(positions, prompts) of each batch: the first batch shows whether memory suffices, and little is padded."""
+def longest_first(prompts, batch_size, done=()):
+    """(positions, prompts) of each batch: the first batch shows whether memory suffices, and little is padded.
+
+    A batch whose positions are all in `done` is left out.
+    """
     order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
     for start in range(0, len(order), batch_size):
         positions = order[start : start + batch_size]
+        if done and set(positions) <= set(done):
+            continue
         yield positions, [prompts[at] for at in positions]
 
 

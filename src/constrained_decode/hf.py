@@ -150,7 +150,7 @@ class Engine(constrained_decode.Engine):
         settled = [self.settled[label] for label in self.branch.cautious_labels]
         self.shapes = Shapes(self.model, self.guarantee, self.gen, self.opening, settled, self.end_ids[0])
 
-    def answers(self, conversations):
+    def answers(self, conversations, done=()):
         import torch
 
         torch.manual_seed(0)
@@ -162,7 +162,7 @@ class Engine(constrained_decode.Engine):
             write = self._generated
         else:
             write = self._graphed if self.shapes and fits else self._guessed
-        for positions, prompts in longest_first(prompts_of_all, self.batch_size):
+        for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
             start = time.perf_counter()
             with torch.inference_mode():
                 batch = write(prompts)
@@ -173,17 +173,17 @@ class Engine(constrained_decode.Engine):
     def _answer(self, prompt, one, seconds, first_s=None):
         return answer_of(one, len(prompt), seconds, self.chat, self.end_ids, first_s)
 
-    def verdicts(self, conversations):
+    def verdicts(self, conversations, done=()):
         import torch
 
         prompts_of_all = self._prompts(conversations)
         self.rope.fits(max(map(len, prompts_of_all), default=0) + self.gen.max_new_tokens)
         if not self.plain_head:
-            for positions, prompts in longest_first(prompts_of_all, self.batch_size):
+            for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
                 yield from zip(positions, self._probabilities(prompts), strict=True)
             return
         before = None
-        for positions, prompts in longest_first(prompts_of_all, self.batch_size):
+        for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
             with torch.inference_mode():
                 logits = read_prompts(self.model, [prompt + self.opening for prompt in prompts], 1)[:, -1]
             # A device works on this batch while the one before is handed over.

@@ -304,11 +304,11 @@ class Engine(constrained_decode.Engine):
     def _check(self, prompts):
         check_lengths(prompts, self.gen.max_new_tokens, self.model.n_positions)
 
-    def answers(self, conversations):
+    def answers(self, conversations, done=()):
         import torch
 
         torch.manual_seed(0)
-        for positions, prompts in self._batches(conversations):
+        for positions, prompts in self._batches(conversations, done):
             start = time.perf_counter()
             # One by one: in a pass of sixteen prompts, which llama.cpp cuts into pieces of equal lengths, each took 1.7
             # times as long.
@@ -319,19 +319,19 @@ class Engine(constrained_decode.Engine):
             for position, row in zip(positions, rows, strict=True):
                 yield position, answer_of(row.writing, len(row.prompt), seconds, self.chat, self.end_ids, first_s)
 
-    def verdicts(self, conversations):
+    def verdicts(self, conversations, done=()):
         import torch
 
-        for positions, prompts in self._batches(conversations):
+        for positions, prompts in self._batches(conversations, done):
             logits = [
                 self.model.read([(sequence, 0, prompt + self.opening, 1)]) for sequence, prompt in enumerate(prompts)
             ]
             yield from zip(positions, label_shares(torch.cat(logits), self.branch, self.temperature), strict=True)
 
-    def _batches(self, conversations):
+    def _batches(self, conversations, done):
         prompts_of_all = self.chat.prompts_ids(conversations)
         self._check(prompts_of_all)
-        for positions, prompts in longest_first(prompts_of_all, self.batch_size):
+        for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
             n_tokens = len(prompts[0]) + max(self.gen.max_new_tokens, len(self.opening))
             self.model.make_room(len(positions), n_tokens, len(self.opening) + 1)
             yield positions, prompts

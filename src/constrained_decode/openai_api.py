@@ -95,11 +95,11 @@ class Engine(constrained_decode.Engine):
             "additionalProperties": False,
         }
 
-    def answers(self, conversations):
-        yield from self.server.all(self.ask, conversations)
+    def answers(self, conversations, done=()):
+        yield from self.server.all(self.ask, conversations, done)
 
-    def verdicts(self, conversations):
-        yield from self.server.all(self._verdict, conversations)
+    def verdicts(self, conversations, done=()):
+        yield from self.server.all(self._verdict, conversations, done)
 
     def ask(self, messages, with_shares=None, streams=False):
         """The verdict's shares cost a server time."""

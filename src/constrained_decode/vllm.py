@@ -38,6 +38,7 @@ ENVIRONMENT = {
 PATH = "/completions"
 TOP_LOGPROBS = 20  # the most that a server gives
 ROWS = 64  # at a time, where nobody says more
+PIECE = 2_048  # rows whose answers come together; vLLM itself takes as many of them at a time as fit
 
 
 def load(model_path, task, config, batch_size=None, constrained=True):
@@ -188,9 +189,13 @@ class Engine(constrained_decode.Engine):
     def check_prompt(self, messages):
         self.reader.prompts([messages])
 
-    def answers(self, conversations):
-        start = time.perf_counter()
+    def answers(self, conversations, done=()):
         prompts = self.reader.prompts(conversations)
+        for positions in pieces(len(prompts), done):
+            yield from zip(positions, self._answers([prompts[at] for at in positions]), strict=True)
+
+    def _answers(self, prompts):
+        start = time.perf_counter()
         reader = self.reader
         n_opening = len(reader.opening)
         first = self._verdicts(prompts) if n_opening else [None] * len(prompts)
@@ -200,9 +205,9 @@ class Engine(constrained_decode.Engine):
             [self._sampling(self.gen.max_new_tokens - len(ids), len(ids)) for ids in begun],
         )
         seconds = (time.perf_counter() - start) / max(1, len(prompts))
-        for at, (verdict, ids, one) in enumerate(zip(first, begun, rest, strict=True)):
+        for prompt, verdict, ids, one in zip(prompts, first, begun, rest, strict=True):
             shares = self._shares(verdict) if verdict else None
-            yield at, self._answer(ids, one, len(prompts[at]) - n_opening, shares, seconds)
+            yield self._answer(ids, one, len(prompt) - n_opening, shares, seconds)
 
     def _answer(self, begun, rest, n_prompt, shares, seconds):
         text, reason, n_tokens = text_of(begun + list(rest.token_ids), self.reader.end_ids, self.chat.tokenizer)
@@ -210,11 +215,12 @@ class Engine(constrained_decode.Engine):
             text, reason, n_prompt, n_tokens, shares, seconds, overruled=None, late=None, n_settled=len(begun)
         )
 
-    def verdicts(self, conversations):
+    def verdicts(self, conversations, done=()):
         # Where nothing is constrained, the opening is read all the same: the verdict is decided behind it.
         prompts = [prompt + self.reader.branch.opening for prompt in self.chat.prompts_ids(conversations)]
-        for at, one in enumerate(self._verdicts(prompts)):
-            yield at, self._shares(one)
+        for positions in pieces(len(prompts), done):
+            found = self._verdicts([prompts[at] for at in positions])
+            yield from zip(positions, map(self._shares, found), strict=True)
 
     def _verdicts(self, prompts):
         """The first token of a verdict for each prompt, none but these allowed, with the log-probability of each."""
@@ -261,6 +267,12 @@ class Engine(constrained_decode.Engine):
         return [output.outputs[0] for output in outputs]
 
 
+def pieces(n, done):
+    """Positions that are not done, so many at once: what comes of a piece can be kept before the next one begins."""
+    left = [at for at in range(n) if at not in done]
+    return [left[at : at + PIECE] for at in range(0, len(left), PIECE)]
+
+
 class Client(constrained_decode.Engine):
     """Asks the server that `serve` started."""
 
@@ -304,11 +316,11 @@ class Client(constrained_decode.Engine):
                 f"is {PROCESSOR} loaded in it?"
             )
 
-    def answers(self, conversations):
-        yield from self.server.all(self.ask, conversations)
+    def answers(self, conversations, done=()):
+        yield from self.server.all(self.ask, conversations, done)
 
-    def verdicts(self, conversations):
-        yield from self.server.all(self._verdict, conversations)
+    def verdicts(self, conversations, done=()):
+        yield from self.server.all(self._verdict, conversations, done)
 
     def ask(self, messages, with_shares=None, streams=False):
         """The shares are asked for by a request of their own: the processor leaves one token at each place."""

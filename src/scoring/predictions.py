@@ -7,7 +7,6 @@ from common import (
     UserError,
     existing_file,
     is_folder,
-    progress,
     quiet_libraries,
     read_json,
     row_id,
@@ -17,10 +16,11 @@ from common import (
     to_json,
     written_whole,
 )
-from constrained_decode import engine_names, load_engine
+from constrained_decode import Answer, engine_names, load_engine
 from language_model.model_folder import model_config, model_identity, served_config
 from manifest import Clock, fingerprint, write_manifest
 from rows import load_rows
+from scoring import asking
 from tasks import DEFAULT
 from tasks import facts as task_facts
 
@@ -55,6 +55,12 @@ def path_beside(metrics):
     """reports/x_metrics.json -> reports/x_predictions.jsonl"""
     path = Path(metrics)
     return path.with_name(path.stem.removesuffix("_metrics") + "_predictions.jsonl")
+
+
+def place_of(out):
+    """What one writer at a time may write: all files of a run in this folder, as reports/phi4mini."""
+    out = Path(out)
+    return out.with_name(out.name.removesuffix("_metrics.json").removesuffix("_predictions.jsonl"))
 
 
 def manifest_path(predictions):
@@ -113,22 +119,26 @@ def is_done(out, fingerprint):
 
 
 def predict(args, task, config, data, rows, out, name):
+    """Answer the rows and write the file; how many of them have no answer."""
     clock = Clock()
     quiet_libraries()
-    engine = load_engine(args.backend).load(
-        args.model_path,
-        task,
-        config,
-        batch_size=args.batch_size,
-        constrained=not args.unconstrained,
-        **({"endpoint": args.endpoint} if args.endpoint else {}),
-    )
-    answers = in_order(engine.answers([task.messages(row["input"]) for row in rows]), len(rows), "answers")
-    swapped = swapped_verdicts(engine, task, rows, answers)
-    manifest_path(out).unlink(missing_ok=True)
-    with written_whole(out) as file:
-        for row, answer, other in zip(rows, answers, swapped, strict=True):
-            file.write(json.dumps(prediction(row, answer, other, task), ensure_ascii=False) + "\n")
+    with asking.journal_of(out, name) as journal:
+        report_kept(journal)
+        engine = load_engine(args.backend).load(
+            args.model_path,
+            task,
+            config,
+            batch_size=args.batch_size,
+            constrained=not args.unconstrained,
+            **({"endpoint": args.endpoint} if args.endpoint else {}),
+        )
+        answers = asking.answers(engine, [task.messages(row["input"]) for row in rows], journal)
+        swapped = swapped_verdicts(engine, task, rows, answers, journal)
+        manifest_path(out).unlink(missing_ok=True)
+        with written_whole(out) as file:
+            for row, answer, other in zip(rows, answers, swapped, strict=True):
+                file.write(json.dumps(prediction(row, answer, other, task), ensure_ascii=False) + "\n")
+    answered = [one for one in answers if isinstance(one, Answer)]
     write_manifest(
         manifest_path(out),
         clock,
@@ -138,33 +148,42 @@ def predict(args, task, config, data, rows, out, name):
         **engine.facts,
         gen=vars(config.gen),
         fingerprint=name,
-        seconds_per_row=sum(answer.seconds for answer in answers) / len(rows),
+        seconds_per_row=sum(one.seconds for one in answered) / max(1, len(answered)),
+        rows_resumed=journal.n_found,
+        rows_failed=len(answers) - len(answered),
     )
     print(f"{len(rows):,} answers in {out}")
 
 
-def swapped_verdicts(engine, task, rows, answers):
+def report_kept(journal):
+    """Say that a run goes on where an earlier one was interrupted."""
+    if journal and journal.n_found:
+        print(f"going on: {journal.words()}", flush=True)
+
+
+def swapped_verdicts(engine, task, rows, answers, journal):
     """Each row's verdict probabilities with its sides swapped; None where the task or the engine knows none."""
     swap = task.hook("data", "swap")
+    found = [None] * len(rows)
+    known = [at for at, one in enumerate(answers) if isinstance(one, Answer)]
     # A server that reports no probabilities is not asked for those of the swapped sides either.
-    if not (task.verdict and swap and all(answer.probabilities for answer in answers)):
-        return [None] * len(rows)
-    conversations = [task.messages(swap(row["input"])) for row in rows]
-    return in_order(engine.verdicts(conversations), len(rows), "swapped verdicts")
-
-
-def in_order(numbered, n, title):
-    """The engine's results back in the rows' order, under a progress bar."""
-    found = [None] * n
-    with progress(n, "rows", title) as bar:
-        for position, value in numbered:
-            found[position] = value
-            bar.update(1)
+    if not (task.verdict and swap and known and all(answers[at].probabilities for at in known)):
+        return found
+    conversations = [task.messages(swap(rows[at]["input"])) for at in known]
+    for at, shares in zip(known, asking.verdicts(engine, conversations, journal, title="swapped"), strict=True):
+        found[at] = None if isinstance(shares, asking.Refusal) else shares
     return found
 
 
+NO_ANSWER = Answer("", "failed", 0, 0, None, 0.0, overruled=None, late=None)
+
+
 def prediction(row, answer, swapped, task):
-    """One line of the file; what belongs to a verdict only where the task has one."""
+    """One line of the file; what belongs to a verdict only where the task has one, an error only where it failed."""
+    error = {}
+    if isinstance(answer, asking.Refusal):
+        error = {"error": answer.words}
+        answer = NO_ANSWER
     parsed = task.parsed(answer.text)
     verdict = {}
     if task.verdict:
@@ -179,6 +198,7 @@ def prediction(row, answer, swapped, task):
         "gold": row["output"],
         "raw": answer.text,
         "answer": parsed,
+        **error,
         **verdict,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
@@ -189,13 +209,25 @@ def prediction(row, answer, swapped, task):
     }
 
 
+def failed_rows(out):
+    """How many rows of these predictions have an error instead of an answer."""
+    return read_json(manifest_path(out)).get("rows_failed", 0)
+
+
+def failure_words(out):
+    """What is said of rows without an answer; empty where there is none."""
+    n = failed_rows(out)
+    rows = "1 row has" if n == 1 else f"{n:,} rows have"
+    return f"{rows} no answer and an error in its place in {out}; they count as wrong" if n else ""
+
+
 def identity(args, config, data, rows):
     """What the report must know about whose answers these are."""
     splits = data.parent / "manifest.json"
     trained = Path(args.model_path) / "manifest.json"
     facts = read_json(trained) if trained.is_file() else {}
     return {
-        "model": Path(args.out).name.removesuffix("_metrics.json").removesuffix("_predictions.jsonl"),
+        "model": place_of(args.out).name,
         "title": config.name,
         "checkpoint": config.model_id,
         "kind": "language model",

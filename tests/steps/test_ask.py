@@ -32,10 +32,13 @@ def test_bare_verdicts_are_those_of_the_answers(tmp_path, capsys):
 
 def test_of_equally_likely_verdicts_the_one_for_a_person_is_told():
     class Undecided:
-        def verdicts(self, conversations):
+        def check_prompt(self, messages):
+            pass
+
+        def verdicts(self, conversations, done=()):
             yield from ((at, dict.fromkeys(TASK.verdict.labels, 1 / 3)) for at, _ in enumerate(conversations))
 
-    [found] = ask.verdicts(Undecided(), TASK, [({}, {"record1": {}, "record2": {}})])
+    [found] = ask.verdicts(Undecided(), TASK, [TASK.messages({"record1": {}, "record2": {}})])
     assert found["result"] == TASK.verdict.review
 
 

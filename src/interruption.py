@@ -1,0 +1,185 @@
+"""One way to be interrupted: a signal becomes one exception, what was kept is reported, and work goes on from there."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+TYPED = "STEWARD_TYPED"  # what the user typed, where make runs the step
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+# A launcher hands the terminal's signal on to processes that have it already: that is one stop, not two.
+SAME_STOP_S = 2.0
+NOTHING_KEPT = "nothing half-written was left"
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the system wants this process to end."""
+
+    def __init__(self, number):
+        super().__init__(NAMES.get(number, f"signal {number}"))
+        self.number = number
+
+    @property
+    def exit_code(self):
+        return 128 + self.number
+
+
+class _Stop:
+    """What is known of a stop in this process."""
+
+    number = None  # the first signal
+    at = 0.0
+    may_wait = False
+    kept = []  # functions that say what is kept; the last one speaks
+
+
+def listen():
+    """Turn the signals that end a process into Interrupted; one that the user had ignored (nohup, &) stays ignored."""
+    _Stop.number = None
+    # Only a program's first thread may say what a signal does.
+    for number in NAMES if threading.current_thread() is threading.main_thread() else ():
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _signalled)
+
+
+def leave_to_parent():
+    """For a worker process: Ctrl-C reaches the whole group, and the process that started this one ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _signalled(number, _frame):
+    now = time.monotonic()
+    if _Stop.number is None:
+        _Stop.number = number
+        _Stop.at = now
+        if not _Stop.may_wait:
+            raise Interrupted(number)
+        # A handler may run inside a print: the buffered stream is not for it.
+        os.write(2, b"\nstopping after this step; once more stops at once\n")
+    elif now - _Stop.at > SAME_STOP_S:
+        if not _Stop.may_wait:
+            os._exit(128 + number)
+        _Stop.may_wait = False
+        _Stop.at = now
+        raise Interrupted(_Stop.number)
+
+
+class until_asked:  # noqa: N801 - used as a statement, like contextlib.suppress
+    """A block that looks at `is_asked` by itself and ends where it can keep its work; a second signal ends it anywhere.
+    """
+
+    def __enter__(self):
+        _Stop.may_wait = True
+
+    def __exit__(self, *error):
+        _Stop.may_wait = False
+
+
+def is_asked():
+    """Whether a signal has asked this process to end."""
+    return _Stop.number is not None
+
+
+def raise_if_asked():
+    if is_asked():
+        raise Interrupted(_Stop.number)
+
+
+class keeping:  # noqa: N801 - used as a statement, like contextlib.suppress
+    """A block of work in which `words()` says what is kept if it is interrupted; empty where that is nothing."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def __enter__(self):
+        _Stop.kept.append(self.words)
+
+    def __exit__(self, kind, error, trace):
+        # Left in place for the report where the block is interrupted.
+        if not isinstance(error, KeyboardInterrupt):
+            _Stop.kept.remove(self.words)
+
+
+def report(error):
+    """What a step says at its end: by what it was stopped, what is kept, and how it goes on."""
+    kept = next((words for words in (one() for one in reversed(_Stop.kept)) if words), None)
+    go_on = f"go on with: {typed()}" if kept else f"start again with: {typed()}"
+    return f"stopped by {error or 'Ctrl-C'}: {kept or NOTHING_KEPT}; {go_on}"
+
+
+def typed():
+    """The command as the user typed it: make's, where make runs this step."""
+    if given := os.environ.get(TYPED):
+        return given
+    return shlex.join(["python", *(part for word in sys.argv[:1] for part in word.split()), *sys.argv[1:]])
+
+
+class Journal:
+    """A file that grows by a line as soon as something is done, beside the result that it becomes part of.
+
+    The same work begun again, which its `name` says, finds what was done; other work starts anew. A line that a kill
+    or a full disk cut off is dropped.
+    """
+
+    def __init__(self, result, name, unit):
+        self.path = Path(f"{result}.part")
+        self.name = name
+        self.unit = unit
+        self.entries = []
+        self.n_found = 0
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.entries, n_bytes = self._found()
+        self.n_found = len(self.entries)
+        self._keeping = keeping(self.words)
+        self._keeping.__enter__()
+        self.file = open(self.path, "ab", buffering=0)
+        self.file.truncate(n_bytes)
+        if not n_bytes:
+            self._write(self.name)
+        return self
+
+    def _found(self):
+        """(what was done under this name, how many bytes of the file say so)."""
+        if not self.path.is_file():
+            return [], 0
+        entries = []
+        n_bytes = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or entries[0] != self.name:
+                break
+            n_bytes += len(line)
+        whole = n_bytes > 0
+        return (entries[1:] if whole else []), n_bytes
+
+    def add(self, entry):
+        self._write(entry)
+        self.entries.append(entry)
+
+    def _write(self, value):
+        try:
+            self.file.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+
+    def words(self):
+        return f"{len(self.entries):,} {self.unit} are kept in {self.path}" if self.entries else ""
+
+    def __exit__(self, kind, error, trace):
+        """A result that is whole needs its parts no more; one that is not keeps them."""
+        self._keeping.__exit__(kind, error, trace)
+        self.file.close()
+        if error is None or not self.entries:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""One writer for each output: a second one is refused at once and told who the first is.
+
+The lock is the kernel's (flock), so a process that dies in any way lets go of it; the file that carries it says who
+holds it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+
+import interruption
+from common import WorkFailed
+
+UNKNOWN = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK}  # file systems without locks
+
+
+@contextlib.contextmanager
+def only_writer(place):
+    """Hold a place, which need not exist yet, for a block of work; WorkFailed where another process holds it."""
+    place = Path(place)
+    path = place.with_name(f".{place.name}.lock")
+    file = _taken(path, place)
+    try:
+        yield
+    finally:
+        # Removed while it is still held, so that no other process can hold the file that goes.
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _taken(path, place):
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
+        except OSError as error:
+            raise WorkFailed(
+                f"{path.parent}: {error.strerror}; nothing can be written there, and nothing was"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                raise WorkFailed(_refusal(file, place)) from None
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
+        if _is_still(path, file):
+            _sign(file)
+            return file
+        file.close()
+
+
+def _is_still(path, file):
+    """Whether the locked file is the one that the path names: its last holder may have removed it meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    return False
+
+
+def _sign(file):
+    """Say who holds it; on a full disk the lock holds all the same."""
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        holder = {
+            "pid": os.getpid(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": interruption.typed(),
+        }
+        file.write(json.dumps(holder))
+        file.flush()
+
+
+def _refusal(file, place):
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+        who = f"process {holder['pid']}, since {holder['since']}: {holder['command']}"
+        end = f"wait for it, or end it with: kill {holder['pid']}"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+        end = "wait for it"
+    return f"{place} is being written by {who}; {end}"

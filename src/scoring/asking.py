@@ -1,0 +1,80 @@
+"""A model asked about many cases: every answer is kept at once, and a row that cannot be answered stops no other."""
+
+import contextlib
+import dataclasses
+
+from common import UserError, progress
+from constrained_decode import Answer
+from interruption import Journal
+
+FAILED = "failed: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why a row has no result."""
+
+    words: str
+
+
+def journal_of(out, name):
+    """Where results are kept until all are there; nowhere, if no file is to be written."""
+    return Journal(out, name, "answers") if out else contextlib.nullcontext()
+
+
+def answers(engine, conversations, journal=None, unit="rows"):
+    """An Answer or a Refusal for each conversation, in order."""
+    kept = {at: Answer(**facts) for at, facts in entries(journal, "answers")}
+    found = asked(engine.answers, engine, conversations, kept, journal, (unit, "answers"))
+    return [refused_by_server(one) or one for one in found]
+
+
+def verdicts(engine, conversations, journal=None, unit="rows", title="verdicts"):
+    """{label: share} or a Refusal for each conversation, in order."""
+    kept = dict(entries(journal, title))
+    return asked(engine.verdicts, engine, conversations, kept, journal, (unit, title))
+
+
+def asked(ask, engine, conversations, found, journal, words):
+    """The result of `ask` for every conversation that is not in `found`; what comes is kept at once."""
+    unit, title = words
+    refusals = dict(unreadable(engine, conversations))
+    positions = [at for at in range(len(conversations)) if at not in refusals]
+    done = {place for place, at in enumerate(positions) if at in found}
+    with progress(len(positions), unit, title) as bar:
+        bar.skip(len(done))
+        if len(done) < len(positions):
+            for place, result in ask([conversations[at] for at in positions], done=done):
+                # A batch that was cut in the middle is answered again as a whole.
+                if place not in done:
+                    found[positions[place]] = result
+                    keep(journal, title, positions[place], result)
+                    bar.update(1)
+    found |= refusals
+    return [found[at] for at in range(len(conversations))]
+
+
+def keep(journal, title, at, result):
+    if journal:
+        journal.add([title, at, dataclasses.asdict(result) if isinstance(result, Answer) else result])
+
+
+def entries(journal, title):
+    """(position, facts) of what an interrupted run was given."""
+    return [(at, facts) for kind, at, facts in (journal.entries if journal else ()) if kind == title]
+
+
+def unreadable(engine, conversations):
+    """(position, Refusal) of each conversation that is too long for the model."""
+    for at, messages in enumerate(conversations):
+        try:
+            engine.check_prompt(messages)
+        except UserError as error:
+            yield at, Refusal(str(error))
+
+
+def refused_by_server(result):
+    """The Refusal in an Answer that says that the request came to nothing; None where it is an answer."""
+    if isinstance(result, Answer) and result.finish_reason.startswith(FAILED):
+        return Refusal(result.finish_reason.removeprefix(FAILED))
+    return None
