@@ -252,6 +252,11 @@ def sha256_text(text):
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
+def counted(n, noun):
+    """A number with its noun: 1 row, 2,000 rows."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def row_id(row):
     """The row's own id, or a name made from its input that every step derives alike."""
     return str(row["id"]) if "id" in row else "row-" + sha256_text(to_json(row["input"]))[:12]
