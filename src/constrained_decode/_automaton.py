@@ -7,6 +7,7 @@ where they begin, so that a counter beside the state keeps a string within its b
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import jsonschema
@@ -23,11 +24,14 @@ HONOURED = frozenset(
     """type enum const properties required additionalProperties items minItems maxItems minLength maxLength
                      minimum maximum exclusiveMinimum exclusiveMaximum""".split()
 )
+UNFIT_IN_NAME = re.compile('["<>\ud800-\udfff]')  # of a tool: what its wrapper or UTF-8 cannot hold
 MOST_DIGITS = 15  # of a number before its point: what a float holds exactly
 MOST_DECIMALS = 6
 MOST_STATES = 20_000
 UNBOUNDED = 30_000  # characters; the token budget ends such a string earlier
 DEEPEST = 32
+DEEPEST_JSON = 96  # levels of the schema's own JSON; its checker recurses, and Python ends it at some 140
+LONGEST_TOKEN = 48  # bytes of a token that may be written; longer ones only spell what shorter ones can
 CONTENT = frozenset(range(0x20, 0x7F)) - frozenset(b'"\\<[')
 ESCAPES = (b'"', b"\\", b"u003c", b"u005b")
 # Lead bytes and the range of the byte behind them: whole characters only, no overlong forms, no surrogates, no C1
@@ -98,6 +102,7 @@ def compile_calls(schema):
 
 
 def checked(schema):
+    check_json(schema)
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
@@ -105,19 +110,39 @@ def checked(schema):
     return schema
 
 
+def check_json(schema):
+    """Refuse numbers that JSON does not have, and nesting that no checker survives."""
+    waiting = [(schema, ())]
+    for value, path in waiting:
+        if len(path) > DEEPEST_JSON:
+            raise UserError(f"/{'/'.join(path[:6])}/...: the schema is nested deeper than {DEEPEST_JSON}; flatten it")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"/{'/'.join(path)}: {to_json(value)} is not a number in JSON; write a finite one")
+        if isinstance(value, dict | list):
+            inner = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(one, (*path, str(name))) for name, one in inner]
+
+
 def tools(schema):
     """[(names, schema of the arguments)] of a schema of calls; None where some tool's name or arguments are free."""
     root = Builder(schema)
     found = []
-    for one in schema.get("anyOf", [schema]):
-        keys = (root.referred(one["$ref"], "") if "$ref" in one else one).get("properties", {})
-        name = keys.get("name", {})
-        arguments = keys.get("arguments", {})
+    for one in schema.get("anyOf", [schema]) if isinstance(schema, dict) else [True]:
+        one = {} if isinstance(one, bool) else one
+        keys = part(root.referred(one["$ref"], "") if "$ref" in one else one, "properties")
+        name = part(keys, "name")
+        arguments = part(keys, "arguments")
         names = name.get("enum", [name["const"]] if "const" in name else [])
         if not names or not ({"$ref", "anyOf", "properties"} & arguments.keys() or is_empty_object(arguments)):
             return None
         found.append((names, arguments))
     return found
+
+
+def part(schema, name):
+    """A part that is an object; a schema may be a mere true or false in its place."""
+    found = schema.get(name) if isinstance(schema, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def is_empty_object(schema):
@@ -146,7 +171,8 @@ class Builder:
             )
         if "$ref" in schema:
             self.only(schema, {"$ref"}, path)
-            return self.value(self.referred(schema["$ref"], path), after, path, depth + 1)
+            # What only a reference leads to stands where no schema needs to, so nothing has checked it yet.
+            return self.value(checked(self.referred(schema["$ref"], path)), after, path, depth + 1)
         if "anyOf" in schema:
             self.only(schema, {"anyOf"}, path)
             return self.union(
@@ -196,23 +222,32 @@ class Builder:
 
     def one_of(self, schema, after, path):
         """A choice of whole values; those that the rest of the schema forbids are not among them."""
-        check = jsonschema.Draft202012Validator(schema)
-        values = [
-            value for value in (schema["enum"] if "enum" in schema else [schema["const"]]) if check.is_valid(value)
-        ]
+        keyword = "enum" if "enum" in schema else "const"
+        check = jsonschema.Draft202012Validator(self.root).evolve(schema=schema)
+        try:
+            values = [value for value in schema.get("enum", [schema.get("const")]) if check.is_valid(value)]
+        except Exception as error:
+            # A reference to nothing or to itself, a pattern that is none: jsonschema lets each library's error through.
+            raise UserError(
+                f"{path}/{keyword}: whether the rest of the schema allows it cannot be checked "
+                f"({type(error).__name__}); remove the other keywords"
+            ) from error
         if not values:
-            raise UserError(f"{path}/enum: the rest of the schema allows none of these values")
+            raise UserError(f"{path}/{keyword}: the rest of the schema allows none of these values")
         return self.trie(dict.fromkeys((to_json(value).encode() for value in values), after))
 
     def calls(self):
         """The state in which a call begins; whichever tool is taken, its arguments must still fit behind its name."""
         after = self.text("</tool_call>", self.automaton.add(final=True))
         behind = {}
-        for at, (names, arguments) in enumerate(tools(self.root)):
+        found = tools(self.root)
+        if found is None:
+            raise UserError("/: a call's schema must give each tool its names and its arguments")
+        for at, (names, arguments) in enumerate(found):
             path = f"/anyOf/{at}" if "anyOf" in self.root else ""
             begun = self.value(arguments, after, f"{path}/properties/arguments", 1)
             for name in names:
-                if not isinstance(name, str) or not name or set(name) & set('"<>'):
+                if not isinstance(name, str) or not name or UNFIT_IN_NAME.search(name):
                     raise UserError(f"{path}/properties/name: {to_json(name)} cannot be the name of a tool")
                 word = f'{name}">'.encode()
                 behind[word] = self.union([begun, behind.get(word, begun)], path)
@@ -222,15 +257,25 @@ class Builder:
         """Words that share their beginnings, each with the state behind it; while more than one is open the state says
         which.
         """
-        words = list(after_of)
-        if words == [b""]:
-            return after_of[b""]
-        edges = {
-            byte: self.trie({word[1:]: after for word, after in after_of.items() if word[:1] == bytes([byte])})
-            for byte in dict.fromkeys(word[0] for word in words if word)
-        }
-        state = self.automaton.add(edges, choices=tuple(words) if len(words) > 1 else ())
-        return self.union([after_of[b""], state], "") if b"" in words else state
+        places = [(list(after_of), 0)]  # (the words that pass here, how many of their bytes stand before it)
+        onward = []  # of each place: byte -> place
+        for words, depth in places:
+            passing = {}
+            for word in words:
+                if len(word) > depth:
+                    passing.setdefault(word[depth], []).append(word)
+            onward.append({byte: len(places) + at for at, byte in enumerate(passing)})
+            places += [(some, depth + 1) for some in passing.values()]
+        states = [0] * len(places)
+        # From the ends to the beginning, as everything here is built.
+        for at in reversed(range(len(places))):
+            words, depth = places[at]
+            found = [after_of[word] for word in words if len(word) == depth]
+            if onward[at]:
+                edges = {byte: states[place] for byte, place in onward[at].items()}
+                found.append(self.automaton.add(edges, choices=open_choices(words, depth)))
+            states[at] = self.union(found, "")
+        return states[0]
 
     def text(self, text, after):
         """Exactly this text."""
@@ -240,29 +285,41 @@ class Builder:
 
     def union(self, states, path):
         """One state from which all of these can begin."""
-        states = tuple(sorted(set(states)))
-        if len(states) == 1:
-            return states[0]
-        if states not in self.unions:
-            self.unions[states] = self.united(states, path)
-        return self.unions[states]
+        wanted = tuple(sorted(set(states)))
+        # What these lead to is united before them; recursion would end at common beginnings of some hundred bytes.
+        waiting = [wanted]
+        while waiting:
+            some = waiting[-1]
+            if len(some) == 1 or some in self.unions:
+                waiting.pop()
+                continue
+            targets = self.targets(some, path)
+            later = [one for one in targets.values() if len(one) > 1 and one not in self.unions]
+            if later:
+                waiting += later
+            else:
+                self.unions[some] = self.united(some, targets)
+        return self.unions.get(wanted, wanted[0])
 
-    def united(self, states, path):
-        a = self.automaton
-        if any(a.string[state] for state in states):
+    def targets(self, states, path):
+        """{byte: the states behind it} of states that are to become one."""
+        if any(self.automaton.string[state] for state in states):
             raise UserError(
                 f"{path or '/'}: a free string and another value begin alike here; the automaton cannot tell which one "
                 "is being written"
             )
-        edges = {}
+        found = {}
         for state in states:
-            for byte, target in a.edges[state].items():
-                edges.setdefault(byte, []).append(target)
-        choices = tuple(dict.fromkeys(word for state in states for word in a.choices[state]))
+            for byte, target in self.automaton.edges[state].items():
+                found.setdefault(byte, set()).add(target)
+        return {byte: tuple(sorted(behind)) for byte, behind in found.items()}
+
+    def united(self, states, targets):
+        a = self.automaton
         return a.add(
-            {byte: self.union(targets, path) for byte, targets in edges.items()},
+            {byte: self.unions.get(some, some[0]) for byte, some in targets.items()},
             any(a.final[state] for state in states),
-            choices=choices,
+            choices=tuple(dict.fromkeys(word for state in states for word in a.choices[state])),
         )
 
     def object(self, schema, after, path, depth):
@@ -295,14 +352,14 @@ class Builder:
         return any(other in required for other in list(properties)[: list(properties).index(name)])
 
     def array(self, schema, after, path, depth):
-        fewest = schema.get("minItems", 0)
-        most = schema.get("maxItems")
-        if most is None:
+        if "maxItems" not in schema:
             raise UserError(f"{path}: an array without maxItems has no longest answer; add maxItems")
+        fewest = whole(schema, "minItems", 0)
+        most = whole(schema, "maxItems", 0)
         if "items" not in schema and most:
             raise UserError(f"{path}: an array without items could hold anything; add items")
         if fewest > most:
-            raise UserError(f"{path}/minItems: {fewest} is more than maxItems, {most}")
+            raise UserError(f"{path}/minItems: {schema['minItems']} is more than maxItems, {schema['maxItems']}")
         end = self.text("]", after)
         follow = first = end
         for count in range(most, 0, -1):
@@ -314,10 +371,10 @@ class Builder:
     def text_value(self, schema, after, path):
         """A free string between its bounds."""
         a = self.automaton
-        fewest = schema.get("minLength", 0)
-        most = min(schema.get("maxLength", UNBOUNDED), UNBOUNDED)
+        fewest = whole(schema, "minLength", 0)
+        most = min(whole(schema, "maxLength", UNBOUNDED), UNBOUNDED)
         if fewest > most:
-            raise UserError(f"{path}/minLength: {fewest} is more than the {most} characters that fit")
+            raise UserError(f"{path}/minLength: {schema['minLength']} is more than the {most} characters that fit")
         number = len(a.bounds)
         a.bounds.append((fewest, most))
         content = a.add(string=number)
@@ -406,6 +463,17 @@ class Builder:
 KNOWN = frozenset(jsonschema.Draft202012Validator.VALIDATORS) | {"minContains", "maxContains", "then", "else"}
 
 
+def open_choices(words, depth):
+    """What is still to come of words that are open at a place, as far as one token may write it."""
+    rests = (word[depth : depth + LONGEST_TOKEN] for word in words)
+    return tuple(dict.fromkeys(rests)) if len(words) > 1 else ()
+
+
+def whole(schema, keyword, otherwise):
+    """A count that the schema names; in JSON Schema 2.0 is one too."""
+    return int(schema.get(keyword, otherwise))
+
+
 def integer_bounds(schema, path):
     """(least, greatest) whole number."""
     widest = 10**MOST_DIGITS - 1
@@ -437,10 +505,10 @@ def number_bounds(schema, path):
 
 
 def checked_bounds(low, high, widest, path):
-    if low > high:
-        raise UserError(f"{path}/minimum: no number lies between {low} and {high}")
     if low > widest or high < -widest:
         raise UserError(f"{path}/minimum: numbers of more than {MOST_DIGITS} digits cannot be written exactly")
+    if low > high:
+        raise UserError(f"{path}/minimum: no number lies between {low} and {high}")
     return max(low, -widest), min(high, widest)
 
 

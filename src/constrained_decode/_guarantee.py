@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from common import UserError
 from constrained_decode import _grammar, _tokens
+from constrained_decode._sampling import finite
 
 
 @dataclass
@@ -90,16 +91,17 @@ class Guarantee:
         """(logits of the admitted tokens, whether the likeliest token of all broke the schema, whether it only came too
         late).
 
-        Where an answer stands, something is always admitted; behind a wrong guess nothing may be, and what is chosen
-        there is dropped.
+        Where an answer stands, something is always admitted, and can be drawn whatever the model makes of it; behind a
+        wrong guess nothing may be, and what is chosen there is dropped.
         """
+        logits = finite(logits)
         fits, admitted = self.within(rows)
         admitted = admitted | ~admitted.any(-1, keepdim=True)
         column = self.class_of[: logits.shape[-1]]
         likeliest = column[logits.argmax(-1)][..., None]
         broke = ~fits.gather(-1, likeliest)[..., 0]
         late = ~admitted.gather(-1, likeliest)[..., 0]
-        return logits.masked_fill(~admitted[..., column], float("-inf")), broke, late & ~broke
+        return logits.masked_fill_(~admitted[..., column], float("-inf")), broke, late & ~broke
 
     def advanced(self, rows, tokens):
         """The rows behind one more token each; behind one that is not admitted a row stands nowhere."""

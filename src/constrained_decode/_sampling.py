@@ -3,6 +3,15 @@
 HALVINGS = (
     20  # of the interval in which the least share that stays lies: its end is a millionth of the largest share wide
 )
+LARGEST = 1e20  # that a logit may be; over the least temperature it is still a number in float32
+LEAST_TEMPERATURE = 1e-6  # to draw at; below it only the likeliest token is left, and a logit over it overflows
+
+
+def finite(logits):
+    """The logits in float32, each a number, with what is none last: where a model gives all that may be written no
+    chance at all, a draw among them would take what may not.
+    """
+    return logits.float().nan_to_num(nan=-LARGEST).clamp_(-LARGEST, LARGEST)
 
 
 def drawn(logits, temperature, top_p, noise=None):
@@ -12,7 +21,7 @@ def drawn(logits, temperature, top_p, noise=None):
     noise: numbers of `noise_for`, where they cannot be drawn here.
     """
 
-    if not temperature:
+    if temperature < LEAST_TEMPERATURE:
         return logits.argmax(-1)
     shares = logits.float().div(temperature).softmax(-1)
     if top_p < 1:

@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass
 
 from common import UserError
+from constrained_decode._automaton import LONGEST_TOKEN
 
-LONGEST = 48  # bytes of a token that may be written; longer ones only spell what shorter ones can
 FAR = 30_000  # tokens: the end cannot be reached
 WRAPPERS = ("<tool_call>", "</tool_call>")  # of the project's own answers, which some tokenizers have as one token
 BYTE_TOKEN = "<0x"  # how vocabularies with byte fallback name their single bytes
@@ -142,9 +142,9 @@ class Walk:
         self.automaton = automaton
         self.texts = texts
         lengths = np.array([len(text) if text else 0 for text in texts])
-        self.ids = np.flatnonzero((lengths > 0) & (lengths <= LONGEST))
+        self.ids = np.flatnonzero((lengths > 0) & (lengths <= LONGEST_TOKEN))
         self.lengths = lengths[self.ids]
-        self.letters = np.zeros((len(self.ids), LONGEST), np.uint8)
+        self.letters = np.zeros((len(self.ids), LONGEST_TOKEN), np.uint8)
         for row, id in enumerate(self.ids):
             self.letters[row, : lengths[id]] = list(texts[id])
         n = len(automaton.edges)

@@ -13,8 +13,6 @@ from constrained_decode._guarantee import Rows, guarantee_for
 from constrained_decode._sampling import drawn, noise_for
 from language_model import hub
 
-LARGEST = 1e30  # above every logit; whatever the sampler makes of it, the others' shares are 0
-
 
 @dataclass(eq=False)
 class Request:
@@ -137,15 +135,16 @@ class Guaranteed(LogitsProcessor):
         return logits
 
     def _step(self, logits, n):
-        """Draw for the first n rows, advance them, and lift what was drawn above all else: the sampler takes the
-        largest.
+        """Draw for the first n rows, advance them, and leave the sampler nothing but what was drawn: among others it
+        would take one that is no number.
         """
         rows = Rows(self.rows.state[:n], self.rows.counter[:n], self.rows.left[:n])
         held = self.held[:n]
         chosen, *behind = self.pick(
             logits, rows.state, rows.counter, rows.left, noise_for(logits) if self.temperature else None
         )
-        logits.scatter_(1, chosen[:, None], logits.gather(1, chosen[:, None]).masked_fill(held[:, None], LARGEST))
+        kept = logits.gather(1, chosen[:, None]).masked_fill(held[:, None], 0.0)
+        logits.masked_fill_(held[:, None], float("-inf")).scatter_(1, chosen[:, None], kept)
         for name, value in zip(("state", "counter", "left"), behind, strict=True):
             getattr(self.before, name)[:n] = getattr(rows, name)
             getattr(self.rows, name)[:n] = value

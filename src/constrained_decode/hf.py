@@ -17,7 +17,7 @@ from constrained_decode._graphs import Shapes, grouped_attention
 from constrained_decode._guarantee import guarantee_for
 from constrained_decode._guessing import GUESS, Guessing, forward
 from constrained_decode._reading import check_lengths, has_plain_head, read_prompts
-from constrained_decode._sampling import drawn
+from constrained_decode._sampling import LEAST_TEMPERATURE, drawn
 from constrained_decode._writing import (
     Writing,
     answer_of,
@@ -311,7 +311,7 @@ class Engine(constrained_decode.Engine):
             logits_processor=[admitted] if admitted else [],
             eos_token_id=self.end_ids,
             pad_token_id=self.chat.pad_id,
-            **(sampled if self.gen.temperature else greedy),
+            **(greedy if self.gen.temperature < LEAST_TEMPERATURE else sampled),
         )
         return output[:, ids.shape[1] :].tolist()
 

@@ -9,6 +9,7 @@ import sys
 
 import jsonschema
 import pytest
+import torch
 
 import make_standin
 from common import ROOT, UserError, parse_json
@@ -105,8 +106,6 @@ def test_batching_and_left_padding_change_no_verdict(by_four, one_by_one, conver
 
 @pytest.mark.slow
 def test_verdicts_are_those_of_a_plain_forward_pass(by_four, conversations):
-    import torch
-
     branch = verdict_branch.find_branch(by_four.chat, TASK)
     for position, shares in by_four.verdicts(conversations):
         ids = torch.tensor([by_four.chat.prompt_ids(conversations[position]) + branch.opening])
@@ -126,8 +125,6 @@ def written(one, conversations):
 
 @pytest.mark.slow
 def test_without_the_guarantee_the_engine_is_generate(folder, conversations):
-    import torch
-
     free = engine(folder, constrained=False)
     for position, answer in free.answers(conversations):
         ids = torch.tensor([free.chat.prompt_ids(conversations[position])])
@@ -193,7 +190,6 @@ def test_the_steps_of_a_gpu_keep_budget_and_schema_when_tokens_are_drawn(folder,
 
 def small(name):
     """A family's architecture with hardly any numbers in it."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     config = families.ARCHITECTURES[name]()
@@ -229,8 +225,6 @@ def small(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", families.NAMES)
 def test_what_is_fused_for_a_gpu_computes_the_same(name):
-    import torch
-
     model = small(name)
     prompts = [list(range(10, 30)), list(range(40, 52))]
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
@@ -259,8 +253,6 @@ def test_what_is_fused_for_a_gpu_computes_the_same(name):
 
 @pytest.mark.slow
 def test_rope_that_follows_the_longest_prompt_is_fixed_while_all_are_short_and_follows_again(monkeypatch):
-    import torch
-
     model = small("phi4mini")
     short = [[*range(10, 40)]]
     long = [[*range(10, 90)]]
@@ -281,8 +273,6 @@ def test_rope_that_follows_the_longest_prompt_is_fixed_while_all_are_short_and_f
 
 @pytest.mark.slow
 def test_what_a_gpu_records_needs_no_prompt_before(folder, conversations):
-    import torch
-
     one = engine(folder)
     one.use_graphs()
     with torch.inference_mode():
@@ -330,6 +320,30 @@ def test_guesses_that_lead_beyond_the_budget_do_no_harm_when_tokens_are_drawn(fo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_without_a_chance_or_a_number_leave_every_way_of_writing_valid(folder, conversations, temperature):
+    """Verdicts can be told apart, and what must follow them has no finite logit; only a control token has."""
+    one = engine(folder, temperature=temperature, top_p=0.9, max_new_tokens=26)
+    finite = [*one.branch.token_of.values(), one.chat.pad_id]
+    ways = {"generate": one._generated, "guessing": one._guessed}
+    one.use_graphs()
+    ways["graphs"] = one._graphed
+    for value in (float("-inf"), float("nan")):
+
+        def spoilt(module, inputs, logits, value=value):
+            return torch.full_like(logits, value).index_copy(-1, torch.tensor(finite), logits[..., finite])
+
+        hook = one.model.get_output_embeddings().register_forward_hook(spoilt)
+        for name, write in ways.items():
+            with torch.inference_mode():
+                batch = write([one.chat.prompt_ids(messages) for messages in conversations[:3]])
+            for at, written_one in enumerate(batch.written):
+                answer = one._answer([1], written_one, 0.0)
+                assert TASK.parsed(answer.text) and answer.finish_reason == "stop", (name, value, at, answer.text)
+        hook.remove()
+
+
+@pytest.mark.slow
 def test_prompts_beyond_what_the_model_reads_are_refused_with_their_numbers(by_four, conversations):
     long = TASK.messages({"record1": {"name": "long " * 5000}, "record2": {}})
     with pytest.raises(UserError, match=r"1 of 3 prompts are too long.*shorten the input of row 2"):
@@ -338,8 +352,6 @@ def test_prompts_beyond_what_the_model_reads_are_refused_with_their_numbers(by_f
 
 @pytest.mark.slow
 def test_of_equally_likely_verdicts_the_one_for_a_person_is_taken(by_four):
-    import torch
-
     logits = torch.zeros(1, by_four.model.config.vocab_size)
     assert by_four._chosen_labels(logits) == [TASK.verdict.review]
 
@@ -352,7 +364,6 @@ def test_weights_that_the_manifest_does_not_name_are_refused(tmp_path):
 
 
 def test_tokens_are_drawn_in_the_shares_that_temperature_and_top_p_leave():
-    import torch
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3)) * 2
@@ -395,8 +406,6 @@ def test_sampling_is_the_same_every_time(folder, conversations):
 
 @pytest.mark.slow
 def test_weights_that_overflow_are_said_and_not_scored(folder, conversations):
-    import torch
-
     broken = engine(folder)
     with torch.no_grad():
         broken.model.get_input_embeddings().weight.fill_(float("nan"))

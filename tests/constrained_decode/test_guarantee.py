@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import make_standin
-from common import UserError, parse_json
+from common import UserError, parse_json, to_json
 from constrained_decode import _automaton, _tokens
 from constrained_decode._guarantee import Guarantee
+from constrained_decode._sampling import drawn
 from support import families
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -187,6 +188,26 @@ def test_the_verdict_is_the_one_that_the_model_prefers_even_in_a_budget_that_jus
         assert said[0] == label[0] and said == label, (said, label, budget)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 0.1, 1.5])
+@pytest.mark.parametrize("value", [float("-inf"), float("nan"), float("inf"), -3e38])
+def test_what_the_model_gives_no_chance_or_no_number_is_written_all_the_same(value, temperature):
+    """All that may be written has one logit; only what steers the model has a better or an honest one."""
+    guarantee = guarantee_of("small", budget=40)
+    logits = torch.full((3, KINDS["small"]), value)
+    logits[:, tokenizer_of("small").all_special_ids] = 5.0
+    logits[2, ::2] = float("nan")
+    torch.manual_seed(1)
+    rows = guarantee.rows(3)
+    found = []
+    while not guarantee.is_done(rows).all():
+        found.append(drawn(guarantee.masked(logits.clone(), rows)[0], temperature, 0.9))
+        rows = guarantee.advanced(rows, found[-1])
+        assert rows.state.all() and len(found) <= 40, "the answer left its schema"
+    end = tokenizer_of("small").eos_token_id
+    for ids in torch.stack(found, 1).tolist():
+        assert problem_of("small", ids[: ids.index(end) + 1]) is None
+
+
 def test_a_budget_that_cannot_hold_an_answer_is_refused_before_any_token():
     guarantee = guarantee_of("small", budget=5)
     with pytest.raises(UserError, match="max_new_tokens is 5.*raise it"):
@@ -218,6 +239,29 @@ leaves = st.one_of(
 )
 
 
+LONG = "email and phone match " * 137  # 3,014 characters
+counts_as_floats = lengths.map(lambda length: {"type": "string"} | {key: float(value) for key, value in length.items()})
+# What a file can hold and nobody means; each is kept or refused in a sentence.
+odd_leaves = st.one_of(
+    counts_as_floats,
+    st.sampled_from(
+        [
+            {"enum": ["a", float("inf")]},
+            {"const": [float("nan")]},
+            {"type": "integer", "minimum": float("-inf"), "maximum": 3},
+            {"type": "number", "maximum": 1e300, "minimum": -2.0},
+            {"const": LONG},
+            {"enum": [LONG, LONG[:-1], "a"]},
+            {"type": "array", "items": {"type": "null"}, "minItems": 1.0, "maxItems": 2.0},
+            {"type": "array", "items": {"type": "null"}, "maxItems": 1e300},
+            {"enum": ["a"], "allOf": [{"$ref": "#/none"}]},
+            {"enum": ["a"], "not": {"$ref": "#"}},
+            {"default": {"type": 5}, "$ref": "#/default"},
+        ]
+    ),
+)
+
+
 def nested(inner):
     objects = st.dictionaries(names, inner, max_size=3).flatmap(
         lambda properties: st.sets(st.sampled_from(sorted(properties) or ["-"]), max_size=3).map(
@@ -236,6 +280,7 @@ def nested(inner):
 
 
 schemas = st.recursive(leaves, nested, max_leaves=6)
+odd_schemas = st.recursive(odd_leaves | leaves, nested, max_leaves=4)
 HELD = {"schemas": 0, "answers": 0, "refused": 0}
 
 
@@ -256,6 +301,19 @@ def test_any_schema_is_kept_or_refused_before_generation(schema):
         assert problem_of("small", ids, schema) is None, tokenizer.decode(ids)
         HELD["answers"] += 1
     HELD["schemas"] += 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(schema=odd_schemas)
+def test_a_schema_that_nobody_means_is_kept_or_refused_in_a_sentence(schema):
+    try:
+        guarantee = guarantee_of("small", json.dumps(schema), 200)
+        guarantee.rows(1)
+    except UserError:
+        return
+    drawn_by = torch.Generator().manual_seed(5)
+    for ids in written("small", 2, 1.5, lambda step: 4 * torch.randn(2, 1024, generator=drawn_by), guarantee, 200):
+        assert problem_of("small", ids, schema) is None
 
 
 @pytest.mark.slow
@@ -285,6 +343,16 @@ def test_most_schemas_were_kept_and_not_refused():
         ({"type": "string", "minLength": 3, "maxLength": 2}, "/minLength"),
         ({}, "no type, enum or const"),
         ({"$ref": "#/$defs/none"}, "is not in the schema"),
+        ({"enum": ["a", float("inf")]}, "/enum/1: Infinity is not a number in JSON"),
+        ({"type": "object", "properties": {"a": {"const": [float("nan")]}}}, "/properties/a/const/0: NaN is not"),
+        ({"type": "integer", "minimum": float("-inf")}, "/minimum: -Infinity is not a number in JSON"),
+        ({"type": "number", "maximum": float("inf")}, "/maximum: Infinity is not a number in JSON"),
+        ({"type": "integer", "minimum": 1e300}, "more than 15 digits"),
+        ({"type": "array", "items": {"type": "null"}, "maxItems": 1e300}, "too many forms"),
+        ({"const": "x" * 30_000}, "too many forms"),
+        (reduce(lambda inner, _: {"anyOf": [inner]}, range(400), {"type": "null"}), "nested deeper than 96"),
+        ({"enum": ["a"], "allOf": [{"$ref": "#/none"}]}, "/enum: whether the rest of the schema allows it"),
+        ({"default": {"type": 5}, "$ref": "#/default"}, "not a JSON Schema"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_with_its_path(schema, words):
@@ -293,15 +361,48 @@ def test_what_cannot_be_kept_is_refused_with_its_path(schema, words):
     assert words in str(refused.value)
 
 
+def behind(automaton, text):
+    return reduce(lambda state, byte: automaton.edges[state].get(byte, 0), text.encode(), automaton.start)
+
+
+@pytest.mark.parametrize(
+    ("schema", "others"),
+    [
+        ({"const": LONG}, {}),
+        ({"enum": [LONG, LONG + "a", LONG[:-1]]}, {"maxLength": 5_000}),
+        ({"anyOf": [{"const": LONG}, {"const": LONG[:-1] + "x"}]}, {}),
+        ({"type": "object", "properties": {LONG: {"type": "null"}, LONG + "a": {"const": 1}}}, {}),
+    ],
+)
+def test_texts_of_thousands_of_characters_are_kept(schema, others):
+    automaton = _automaton.compile_schema(schema | others)
+    check = jsonschema.Draft202012Validator(schema)
+    texts = [LONG, LONG + "a", LONG[:-1], LONG[:-1] + "x", LONG[:-1] + "y"]
+    values = [*texts, {}, {LONG: None}, {LONG + "a": 1}, {LONG: None, LONG + "a": 1}, {LONG: 1}]
+    held = [automaton.final[behind(automaton, to_json(value))] for value in values]
+    assert held == [check.is_valid(value) for value in values] and 0 < sum(held) < len(values)
+
+
+def test_a_long_text_is_written_token_by_token():
+    guarantee = guarantee_of("small", json.dumps({"const": LONG}), 1_500)
+    [ids] = written("small", 1, 1.5, lambda step: torch.zeros(1, KINDS["small"]), guarantee, 1_500)
+    assert problem_of("small", ids, {"const": LONG}) is None
+
+
+def test_counts_may_be_written_as_floats():
+    floats = {"type": "array", "items": {"type": "null"}, "minItems": 1.0, "maxItems": 2.0}
+    automaton = _automaton.compile_schema(floats)
+    held = [n for n in range(5) if automaton.final[behind(automaton, to_json([None] * n))]]
+    assert held == [1, 2]
+    automaton = _automaton.compile_schema({"type": "string", "minLength": 2.0, "maxLength": 3.0})
+    assert _automaton.closed(automaton, '"a') == '"a."' and automaton.bounds[1] == (2, 3)
+
+
 @pytest.mark.parametrize(("low", "high"), [(-1205, -13), (0, 0), (7, 7), (-9, 9), (98, 1002), (-3000, 12)])
 def test_whole_numbers_between_bounds_are_all_there_and_no_others(low, high):
     automaton = _automaton.compile_schema({"type": "integer", "minimum": low, "maximum": high})
-
-    def behind(text):
-        return reduce(lambda state, byte: automaton.edges[state].get(byte, 0), text.encode(), automaton.start)
-
-    held = {number for number in range(-4000, 4000) if automaton.final[behind(str(number))]}
-    assert held == set(range(low, high + 1)) and not behind("-0") and not behind("00")
+    held = {number for number in range(-4000, 4000) if automaton.final[behind(automaton, str(number))]}
+    assert held == set(range(low, high + 1)) and not behind(automaton, "-0") and not behind(automaton, "00")
 
 
 def test_counters_of_the_tables_are_those_of_the_bytes():

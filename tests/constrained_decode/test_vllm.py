@@ -100,6 +100,7 @@ class Worker:
         self.noise = torch.Generator().manual_seed(1)
         self.n_tokens = len(reader.chat.tokenizer)
         self.n_preempted = 0
+        self.spoilt = lambda logits: logits
 
     def step(self, waiting):
         """One scheduler step; the finished requests leave."""
@@ -142,7 +143,7 @@ class Worker:
         )
 
     def sample(self):
-        logits = 4 * torch.randn(len(self.rows), self.n_tokens, generator=self.noise)
+        logits = self.spoilt(4 * torch.randn(len(self.rows), self.n_tokens, generator=self.noise))
         chosen = self.processor.apply(logits.clone()).argmax(-1).tolist()
         for at, request in enumerate(self.rows):
             if not request["params"].extra_args:
@@ -191,6 +192,21 @@ def test_every_answer_is_valid_however_rows_come_and_go(processors, folder, read
     assert n_broken == sum(not one["params"].extra_args for one in everyone) > 5, (
         "a model of random weights writes no JSON by itself"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("value", [float("-inf"), float("nan"), float("inf")])
+def test_logits_without_a_chance_or_a_number_break_no_answer(processors, folder, reader, value, temperature):
+    worker = Worker(processors, folder, reader, 4, temperature)
+    worker.spoilt = lambda logits: logits.fill_(value).index_fill_(1, torch.tensor([reader.chat.pad_id]), 5.0)
+    everyone = [request(reader, TASK.messages(row["input"])) for row in synthetic_rows(6, 2)]
+    waiting = list(everyone)
+    while waiting or worker.rows:
+        worker.step(waiting)
+    check = jsonschema.Draft202012Validator(TASK.answer_schema)
+    for one in everyone:
+        assert parsed_answer(reader.text(reader.opening + one["tokens"]), check) is not None
 
 
 def test_an_argument_that_is_no_count_is_refused_at_admission(processors):
