@@ -10,10 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
+import locks
 from common import UserError, WorkFailed, existing_file, run, sha256_file, written_whole
 from manifest import Clock, write_manifest
 from rows import load_rows
-from service.review import decisions, export
+from service.review import chain, decisions, export
 from service.settings import Limits
 from service.task_contract import TaskContract
 from tasks import DEFAULT, load_task
@@ -30,7 +31,7 @@ def main():
     if not task.verdict:
         raise UserError(f"--task {task.name}: a review accepts or corrects verdicts, and this task has none")
     path = existing_file(args.decisions, "the review page writes it; make serve REVIEW=pairs.jsonl starts it")
-    entries = checked_entries(path)
+    entries = checked_entries(path, task)
     kept, left_out = export.sorted_out(entries, task, held_out(args, task), args.accepted_share)
     rows, kept = fitting_rows(kept, task, left_out)
     preferences = [
@@ -85,13 +86,18 @@ def parse_args():
     return args
 
 
-def checked_entries(path):
-    """All decisions of a file that is as it was written."""
-    wrong = decisions.problems(path)
+def checked_entries(path, task):
+    """All decisions of a file that is as it was written, and of this task."""
+    wrong = chain.problems(path)
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
         raise WorkFailed(f"{wrong[0]}{more}; make review-verify lists what is wrong, nothing was exported")
-    return list(decisions.read(path))
+    entries = list(chain.read(path))
+    if wrong := decisions.other_tasks(entries, task):
+        raise UserError(
+            f"{path}:{wrong['n']}: a decision of another task than {task.name}; name its own with --task (make: TASK=)"
+        )
+    return entries
 
 
 def held_out(args, task):
@@ -123,13 +129,16 @@ def fitting_rows(kept, task, left_out):
 
 
 def write(out, rows, preferences):
-    """Both files; the manifest of an earlier export goes first."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MANIFEST).unlink(missing_ok=True)
+    """Both files; the manifest of an earlier export goes before its rows do."""
     paths = (out / "training_rows.jsonl", out / "preference_pairs.jsonl")
-    with written_whole(*paths) as (rows_file, preferences_file):
+    with locks.only_writer(paths[0]), written_whole(*paths) as files:
+        rows_file, preferences_file = files
         rows_file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         preferences_file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in preferences)
+        # What a full disk refuses, it refuses here: then the earlier export is still whole.
+        for file in files:
+            file.flush()
+        (out / MANIFEST).unlink(missing_ok=True)
 
 
 def report(out, rows, preferences, left_out):

@@ -19,6 +19,7 @@ def meanings(contract):
     return {
         400: "Not strict JSON in UTF-8",
         401: "No key, or an unknown one",
+        403: "Sent by a page of another site",
         404: f"No such model{review}",
         408: "The body did not come in time",
         409: "Nothing to undo, or the model's verdict is another now",
@@ -30,7 +31,7 @@ def meanings(contract):
         502: "The model or its server sent no answer",
         503: "Not ready",
         504: "No answer in time",
-        507: "No space left to keep the decision",
+        507: "The decision could not be kept: no space left, or the file is not what was written",
     }
 
 

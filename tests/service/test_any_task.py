@@ -17,7 +17,7 @@ import service.answering
 from common import ROOT, UserError, read_jsonl
 from constrained_decode import openai_api
 from service import metrics
-from service.review import decisions, export
+from service.review import chain, export
 from service.settings import Limits
 from service.task_contract import TaskContract
 from support import letters, small_tasks
@@ -245,7 +245,7 @@ def test_another_verdict_is_answered_counted_and_reviewed(moods, monkeypatch, tm
         body = client.post("/answer?detail=true", json={"text": "WHERE IS IT"}).json()
         assert body == {"answer": letters.ANGRY, "probabilities": letters.SHARES, "closed_at_budget": False}
         assert 'steward_moods_total{mood="angry"} 1.0' in client.get("/metrics").text
-        found = client.get("/review/next").json()
+        found = client.post("/review/next", json={}).json()
         card = found["card"]
         page = found["page"]
         assert found["labels"] == ["glad", "angry", "unclear"]
@@ -255,8 +255,8 @@ def test_another_verdict_is_answered_counted_and_reviewed(moods, monkeypatch, tm
         said = {"pair": card["pair"], "action": "decide", "verdict": "unclear", "reviewer": "kim", "reason": "irony"}
         assert client.post("/review/decide", json=said).json()["action"] == "correct"
         assert client.get("/review/statistics").json()["matrix"] == [[0, 0, 0], [0, 0, 1], [0, 0, 0]]
-    [entry] = decisions.read(tmp_path / "decisions.jsonl")
-    assert decisions.problems(tmp_path / "decisions.jsonl") == []
+    [entry] = chain.read(tmp_path / "decisions.jsonl")
+    assert chain.problems(tmp_path / "decisions.jsonl") == []
     assert entry["mood"] == "unclear" and entry["model_mood"] == "angry" and entry["reason"] == "irony"
     contract = TaskContract(moods, Limits())
     assert export.model_answer(entry, moods) == letters.ANGRY
@@ -270,7 +270,7 @@ def test_the_review_is_described_with_the_tasks_own_labels(moods, monkeypatch, t
         described = client.get("/openapi.json").json()
     decide = described["paths"]["/review/decide"]["post"]["requestBody"]["content"]["application/json"]
     checker = jsonschema.Draft202012Validator(decide["schema"])
-    assert checker.is_valid(decide["example"]) and "letter" in described["paths"]["/review/next"]["get"]["summary"]
+    assert checker.is_valid(decide["example"]) and "letter" in described["paths"]["/review/next"]["post"]["summary"]
     assert not checker.is_valid(decide["example"] | {"verdict": "sad"})
     assert "Letter" in described["components"]["schemas"] and "Verdict" in described["components"]["schemas"]
 

@@ -17,7 +17,7 @@ import review_export
 import review_verify
 from constrained_decode import Answer
 from service import metrics
-from service.review import decisions
+from service.review import chain, decisions
 from support import letters
 from support.chromium import BROWSER, started
 from support.pipeline import exit_code
@@ -55,13 +55,15 @@ class Judge(Model):
             )
 
 
-def pairs(n):
+def pairs(n, n_fields=0):
+    more = {f"field_{at}": f"value {at}" for at in range(n_fields)}
     for at, row in enumerate(synthetic_rows(n, 9)):
         yield {
             "id": f"pair-{at}",
             "record1": row["input"]["record1"]
-            | {"number": at, "name": f"Ann Lee {at} {NASTY if at == 0 else ''}", "city": "Rome"},
-            "record2": row["input"]["record2"] | {"number": at, "name": f"Anne Leigh {at}", "city": "Roma"},
+            | {"number": at, "name": f"Ann Lee {at} {NASTY if at == 0 else ''}", "city": "Rome"}
+            | more,
+            "record2": row["input"]["record2"] | {"number": at, "name": f"Anne Leigh {at}", "city": "Roma"} | more,
         }
 
 
@@ -76,9 +78,9 @@ def review(tmp_path, monkeypatch, browser):
     """A page of a service with so many pairs to review, and the errors that its console showed."""
     with contextlib.ExitStack() as stack:
 
-        def start(n=20, width=1280, height=900, scheme="light", **settings):
+        def start(n=20, width=1280, height=900, scheme="light", n_fields=0, **settings):
             (tmp_path / "pairs.jsonl").write_text(
-                "".join(json.dumps(pair) + "\n" for pair in pairs(n)), encoding="utf-8"
+                "".join(json.dumps(pair) + "\n" for pair in pairs(n, n_fields)), encoding="utf-8"
             )
             files = {"review_folder": str(tmp_path / "reviews"), "review_cases": str(tmp_path / "pairs.jsonl")}
             client = stack.enter_context(running(Judge(), monkeypatch, **files, **settings))
@@ -150,7 +152,7 @@ def test_twenty_pairs_are_reviewed_by_keyboard_corrected_undone_exported_and_ver
     assert page.locator("#statistics tbody tr").count() == 3
     assert errors == []
     path = tmp_path / "reviews" / "decisions.jsonl"
-    entries = list(decisions.read(path))
+    entries = list(chain.read(path))
     assert (
         [entry["action"] for entry in entries].count("correct") == 3
         and [entry["action"] for entry in entries].count("undo") == 1
@@ -219,7 +221,7 @@ def test_blind_mode_hides_the_verdict_until_there_is_one(review, tmp_path):
             page.keyboard.press("Enter")
         shows(page, "#progress-words", f"{n_decided} of 3")
         assert "the model said" in page.inner_text("#message")
-    model = client.get("/review/next", params={"reviewer": "kim"}).json()["card"]["result"]
+    model = client.post("/review/next", json={"reviewer": "kim"}).json()["card"]["result"]
     differs = next(key for key, label in zip("123", TASK.verdict.labels, strict=True) if label != model)
     page.keyboard.press(differs)
     page.wait_for_selector("#correction:not([hidden])")
@@ -227,7 +229,7 @@ def test_blind_mode_hides_the_verdict_until_there_is_one(review, tmp_path):
     page.keyboard.press("Escape")
     page.keyboard.press(str(TASK.verdict.labels.index(model) + 1))
     shows(page, "#progress-words", "3 of 3")
-    assert [entry["blind"] for entry in decisions.read(tmp_path / "reviews/decisions.jsonl")] == [
+    assert [entry["blind"] for entry in chain.read(tmp_path / "reviews/decisions.jsonl")] == [
         False,
         True,
         False,
@@ -249,7 +251,7 @@ def test_a_correction_needs_a_reason_and_what_nobody_compares_is_shown(review, t
     page.fill("#reason-words", "a namesake")
     page.locator("#reason-words").press("Enter")
     shows(page, "#message", "All pairs are decided.")
-    assert next(decisions.read(tmp_path / "reviews/decisions.jsonl"))["reason"] == "a namesake"
+    assert next(chain.read(tmp_path / "reviews/decisions.jsonl"))["reason"] == "a namesake"
     assert page.locator("#undo").is_visible() and page.locator("#help-button").is_visible()
 
 
@@ -320,6 +322,59 @@ def test_it_fits_a_desk_and_a_phone_and_reads_well(review, tmp_path, width, heig
             shutil.copy(tmp_path / f"{state}.png", kept / f"{width}_{scheme}_{state}.png")
 
 
+def test_on_a_phone_the_decision_is_in_reach_however_many_fields_there_are(review):
+    page, errors, client = review(2, 390, 844, n_fields=20)
+    all_answered(page, client, 2)
+    ready(page)
+    bottoms = (
+        "[...document.querySelectorAll('#choices button, #skip')].map((one) => one.getBoundingClientRect().bottom)"
+    )
+    assert page.evaluate("document.documentElement.scrollHeight") > 1_300 and page.evaluate("window.scrollY") == 0
+    assert len(page.evaluate(bottoms)) == 4 and max(page.evaluate(bottoms)) <= 844
+    assert min(page.evaluate(bottoms)) > 600, "the fields are seen, not the buttons alone"
+    said = page.inner_text("#model-result")
+    page.fill("#reviewer", "kim")
+    page.click(f"#choices button:has-text('{said}')")
+    ready(page, 1)
+    said = page.inner_text("#model-result")
+    page.click(f"#choices button:not(:has-text('{said}'))")
+    page.wait_for_selector("#correction:not([hidden])")
+    page.select_option("#reason", index=0)
+    page.click("#correction button[type=submit]")
+    shows(page, "#progress-words", "2 of 2 pairs decided")
+    assert errors == []
+
+
+def test_the_count_is_explained(review):
+    page, _, client = review(3)
+    all_answered(page, client, 3)
+    ready(page)
+    shows(page, "#progress-words", "0 of 3 pairs decided")
+    shows(
+        page,
+        "#progress-note",
+        "Each pair counts once, and is decided when a steward has accepted or corrected it; 3 left.",
+    )
+    page.fill("#reviewer", "kim")
+    page.locator("#card").focus()
+    page.keyboard.press("s")
+    shows(page, "#message", "Skipped")
+    assert "1 skipped, to come again at the end; 3 left." in page.inner_text("#progress-note")
+
+
+def test_a_pair_shown_before_there_was_a_name_is_exchanged_where_somebody_else_has_it(review):
+    page, errors, client = review(2)
+    all_answered(page, client, 2)
+    ready(page)
+    first = page.inner_text("#card-title")
+    lees = client.post("/review/next", json={"reviewer": "lee"}).json()["card"]["id"]
+    assert lees in first
+    page.fill("#reviewer", "kim")
+    page.locator("#card").focus()
+    page.wait_for_function("title => document.getElementById('card-title').textContent !== title", arg=first)
+    assert client.post("/review/next", json={"reviewer": "max"}).json()["card"] is None and errors == []
+
+
 def test_another_tasks_verdicts_are_reviewed_in_its_own_words(browser, tmp_path, monkeypatch):
     count = lru_cache(lambda key: Counter("steward_letters_total", "Answers by mood", [key]))
     monkeypatch.setattr(metrics, "verdicts", count)
@@ -346,7 +401,7 @@ def test_another_tasks_verdicts_are_reviewed_in_its_own_words(browser, tmp_path,
         page.click("#correction button[type=submit]")
         shows(page, "#message", "All letters are decided.")
     page.close()
-    [entry] = decisions.read(tmp_path / "r" / "decisions.jsonl")
+    [entry] = chain.read(tmp_path / "r" / "decisions.jsonl")
     assert entry["mood"] == "unclear" and entry["model_mood"] == "angry"
     assert entry["reason"] == "the model misread the letter" and entry["model_answer_reason"] == "It shouts."
     assert errors == []

@@ -5,6 +5,7 @@
 
 from service.contract import OBJECT, errors, json_body
 from service.review.decisions import entry_key
+from service.review.leases import LEASE_S
 
 NAME = {"type": "string", "pattern": "^\\S.{0,98}$"}
 A_DAY_S = 86_400
@@ -47,21 +48,28 @@ def decision_schema(contract):
 
 
 def next_case(contract):
-    return {
-        "summary": f"The {contract.words.case} to review next, least certain first",
-        "operation_id": "next_pair_review_next_get",
-        "responses": {200: {"description": "A card, or null where nothing waits"} | OBJECT}
-        | errors(contract, 401, 404, 422, 503),
-    }
+    """The route that lends a reviewer a case; without a name it lends none and shows one all the same."""
+    name = {"anyOf": [NAME, {"const": ""}]}
+    return posted(
+        contract,
+        f"The {contract.words.case} to review next, least certain first; shown to nobody else for {LEASE_S / 60:g} min",
+        "A card, or null where nothing waits",
+        {"type": "object", "properties": {"reviewer": name}},
+        {"reviewer": "kim"},
+    )
 
 
 def written(contract, summary, description, schema, example):
     """A route that adds to the decisions."""
+    return posted(contract, summary, description, schema, example, 409, 507)
+
+
+def posted(contract, summary, description, schema, example, *statuses):
     return {
         "summary": summary,
         "response_model": None,
         "responses": {200: {"description": description} | OBJECT}
-        | errors(contract, 400, 401, 404, 408, 409, 413, 415, 422, 503, 507),
+        | errors(contract, 400, 401, 403, 404, 408, 413, 415, 422, 503, *statuses),
         "openapi_extra": json_body(schema, example),
     }
 

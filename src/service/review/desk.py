@@ -5,13 +5,13 @@ The model answers them in the background while no request waits; those of whose 
 
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import statistics
 import sys
-import threading
-import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,15 @@ from common import WorkFailed
 from rows import cases_from_file
 from service.bodies import Refused
 from service.metrics import place_of
-from service.review.decisions import Decisions, case_hash, entry_key, model_key, problems, standing
+from service.review.chain import Changed
+from service.review.decisions import Decisions, Held, case_hash, entry_key, model_key, other_tasks, standing
+from service.review.kept_answers import KeptAnswers
+from service.review.leases import Leases
 
 SCORED_AT_ONCE = 8  # cases that the background has in the queue
 IDLE_S = 0.2  # how often it looks whether the queue is empty
 MOST_PASSING = 2_000  # answered requests that are kept for review
-LEASE_S = 600.0  # how long a case that one reviewer looks at is shown to no other
+N_THREADS = 4  # of the review's own: a lock that is held must not stop what else the service does in threads
 AFTER_FAILURE_S = 5.0  # before cases are tried again that got no answer
 
 
@@ -61,17 +64,33 @@ class Reviews:
         self.model = model
         self.answer = answer
         self.is_free = is_free
-        self.decisions = opened(self.folder / "decisions.jsonl")
-        self.leases = {}  # {case's hash: (reviewer, until when nobody else is shown it)}
+        self.decisions = opened(self.folder / "decisions.jsonl", self.task, contract.limits.lock_s)
+        self.leases = Leases(self.folder / "leases.json", contract.limits.most_leases)
+        self.kept_answers = KeptAnswers(self.folder / "answers.jsonl", self.task, model)
+        self.threads = ThreadPoolExecutor(N_THREADS, "review")
         self.items = {}
         self.passing = set()
-        self.entries = []
-        self.n_decision_bytes = 0
-        self.n_answer_bytes = 0
-        self.lock = threading.Lock()
-        for named, case in cases_from_file(cases_file, self.task) if cases_file else ():
+        cases = cases_from_file(cases_file, self.task) if cases_file else ()
+        for named, case in cases:
             self.offer(case, named.get("id"))
+        self.n_repeated = len(cases) - len(self.items)  # lines of the file whose case stood there before
         self.refresh()
+
+    @property
+    def entries(self):
+        return self.decisions.entries
+
+    async def in_turn(self, work, *args):
+        """The result of work on the decisions, in a thread of the review's own; Refused where the file's lock is not
+        free in time, counted from now.
+        """
+        call = functools.partial(work, *args, until=self.decisions.deadline())
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, call)
+        except Held:
+            raise Refused(
+                503, "another process holds the file of decisions; nothing was written, try again", {"Retry-After": "1"}
+            ) from None
 
     # ---- the cases
 
@@ -101,28 +120,17 @@ class Reviews:
 
     # ---- the model's answers
 
-    @property
-    def answers_path(self):
-        return self.folder / "answers.jsonl"
-
     def _read_answers(self):
         """What this very model answered before it was started anew, or in another process."""
-        with contextlib.suppress(FileNotFoundError), open(self.answers_path, "rb") as lines:
-            lines.seek(self.n_answer_bytes)
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                self.n_answer_bytes += len(line)
-                with contextlib.suppress(ValueError, KeyError):
-                    self._take_answer(json.loads(line))
-
-    def _take_answer(self, kept):
-        item = self.items.get(kept["pair"])
-        # What a reviewer may be looking at stays.
-        if item is None or item.is_done or kept["model"] != self.model:
-            return
-        item.probabilities = kept["probabilities"]
-        item.answer = kept["answer"]
+        n_skipped = self.kept_answers.n_skipped
+        for kept in self.kept_answers.new():
+            item = self.items.get(kept["pair"])
+            # What a reviewer may be looking at stays.
+            if item is not None and not item.is_done:
+                item.probabilities = kept.get("probabilities")
+                item.answer = kept["answer"]
+        if self.kept_answers.n_skipped > n_skipped:
+            log(review="lines of answers.jsonl hold no answer and were skipped", n=self.kept_answers.n_skipped)
 
     async def answer_all(self):
         """Answer the cases, a few at a time, while no request is waiting."""
@@ -134,7 +142,7 @@ class Reviews:
                 continue
             try:
                 await asyncio.gather(*map(self._answer, todo))
-                await asyncio.to_thread(self.refresh)
+                await self.in_turn(self.refresh)
             except Exception as error:
                 # Whatever went wrong this time, the next round is tried.
                 log(review=f"{self.contract.words.cases} could not be answered", error=place_of(error))
@@ -149,16 +157,11 @@ class Reviews:
             return
         item.probabilities = reply.probabilities
         item.answer = answer
-        kept = {"pair": item.pair, "model": self.model, "answer": answer, "probabilities": reply.probabilities}
-        # Only time is lost if this cannot be kept.
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(append, self.answers_path, json.dumps(kept) + "\n")
+        await asyncio.to_thread(self.kept_answers.keep, item.pair, answer, reply.probabilities)
 
-    def refresh(self):
-        """What other processes, and this one, have decided and answered since."""
-        with self.lock:
-            new, self.n_decision_bytes = self.decisions.since(self.n_decision_bytes)
-            self.entries += new
+    def refresh(self, until=None):
+        """What other processes have decided and answered since; what was known before where that cannot be read."""
+        with contextlib.suppress(Held), self.decisions.reading(until):
             self._read_answers()
 
     # ---- what a reviewer is shown
@@ -166,33 +169,36 @@ class Reviews:
     def waiting(self):
         """Undecided cases with an answer, least certain first; what was skipped comes last."""
         decided = standing(self.entries)
-        undone = undone_numbers(self.entries)
-        skipped = Counter(
-            entry["pair"] for entry in self.entries if entry["action"] == "skip" and entry["n"] not in undone
-        )
-        left = [item for item in self.items.values() if item.answer is not None and item.pair not in decided]
+        skipped = self.skips()
+        left = [item for item in list(self.items.values()) if item.answer is not None and item.pair not in decided]
         return sorted(left, key=lambda item: (skipped[item.pair], item.certainty, item.pair))
 
-    def next_for(self, reviewer):
-        """The first case that no other reviewer is looking at; theirs for a while."""
-        now = time.monotonic()
-        for item in self.waiting():
-            holder, until = self.leases.get(item.pair, (None, 0.0))
-            if holder in (None, reviewer) or until < now:
-                if reviewer:
-                    self.leases = {
-                        pair: lease for pair, lease in self.leases.items() if lease[0] != reviewer and lease[1] > now
-                    }
-                    self.leases[item.pair] = reviewer, now + LEASE_S
-                return item
-        return None
+    def skips(self):
+        """{case's hash: how often it was skipped}"""
+        undone = undone_numbers(self.entries)
+        return Counter(
+            entry["pair"] for entry in self.entries if entry["action"] == "skip" and entry["n"] not in undone
+        )
+
+    def next_for(self, reviewer, until=None):
+        """The first case that no other reviewer is looking at; theirs for a while, unless they have no name yet."""
+        with self.decisions.reading(until):
+            self._read_answers()
+            taken = self.leases.of_others(reviewer)
+            found = next((item for item in self.waiting() if item.pair not in taken), None)
+            if found and reviewer:
+                self.leases.give(found.pair, reviewer)
+        return found
 
     def progress(self):
         decided = standing(self.entries)
-        items = self.items.values()
+        skipped = self.skips()
+        items = list(self.items.values())
         return {
-            "decided": sum(pair in decided for pair in self.items),
-            "pairs": len(self.items),
+            "decided": sum(item.pair in decided for item in items),
+            "pairs": len(items),
+            "repeated_lines": self.n_repeated,
+            "skipped": sum(item.pair in skipped and item.pair not in decided for item in items),
             "answered": sum(item.is_done for item in items),
             "unreadable": sum(item.error is not None for item in items),
         }
@@ -218,9 +224,9 @@ class Reviews:
 
     # ---- what a reviewer decides
 
-    def decide(self, asked):
+    def decide(self, asked, until=None):
         """Write a decision; whether it accepts or corrects follows from the verdicts."""
-        self.refresh()
+        self.refresh(until)
         item = self.items.get(asked["pair"])
         if item is None or item.answer is None:
             raise Refused(404, f"no such {self.contract.words.case} in the queue")
@@ -229,7 +235,7 @@ class Reviews:
             raise Refused(409, f"the model's verdict is {predicted} now; look at the {self.contract.words.case} again")
         decided = asked["verdict"] if asked["action"] != "skip" else None
         action = "skip" if decided is None else "accept" if decided == predicted else "correct"
-        return self._add(self._entry(item, action, decided, asked))
+        return self._add(self._entry(item, action, decided, asked), until)
 
     def _entry(self, item, action, decided, asked):
         """What the decisions file holds of a decision, but for its place in the chain."""
@@ -252,9 +258,9 @@ class Reviews:
             "blind": bool(asked.get("blind")),
         }
 
-    def undo(self, reviewer):
-        """Take back the reviewer's last decision that stands."""
-        self.refresh()
+    def undo(self, reviewer, until=None):
+        """Take back the reviewer's last decision that stands; its case is theirs again."""
+        self.refresh(until)
         undone = undone_numbers(self.entries)
         own = [
             entry
@@ -264,15 +270,22 @@ class Reviews:
         if not own:
             raise Refused(409, "nothing to undo")
         last = own[-1]
-        self._add({"action": "undo", "of": last["n"], "pair": last["pair"], "reviewer": reviewer})
+        self._add({"action": "undo", "of": last["n"], "pair": last["pair"], "reviewer": reviewer}, until)
+        with contextlib.suppress(Held), self.decisions.reading(until):
+            self.leases.give(last["pair"], reviewer)
         return self.items.get(last["pair"])
 
-    def _add(self, decision):
+    def _add(self, decision, until):
         try:
-            entry = self.decisions.add(decision)
+            entry = self.decisions.add(decision, until)
+        except Changed as error:
+            raise Refused(
+                507,
+                f"the decision could not be kept: {error}. Nothing is added to a file that is not what was written; "
+                "make review-verify lists what is wrong, docs/serving.md says how to go on",
+            ) from None
         except OSError as error:
             raise Refused(507, f"the decision could not be kept: {error.strerror}") from None
-        self.refresh()
         self.passing.discard(entry["pair"])  # room for other answered requests
         return entry
 
@@ -290,19 +303,28 @@ class Reviews:
             "seconds_median": statistics.median(seconds) if seconds else None,
             "reviewers": Counter(entry["reviewer"] for entry in decided),
             "reasons": Counter(entry["reason"] for entry in decided if entry["reason"]),
+            "skipped_answers": self.kept_answers.n_skipped,
         }
 
 
-def opened(path):
+def opened(path, task, lock_s):
     """The decisions of a file that is as it was written, or WorkFailed."""
-    found = Decisions(path)
+    elsewhere = "begin another folder with --reviews (make: REVIEWS=)"
+    try:
+        found = Decisions(path, lock_s)
+    except Changed as error:
+        raise WorkFailed(
+            f"{error}; make review-verify lists what is wrong. Nothing is added to a file that is not what was "
+            f"written: put a copy back, or {elsewhere}"
+        ) from None
+    except Held:
+        raise WorkFailed(f"{path}: another process holds it; wait for that, or {elsewhere}") from None
+    except OSError as error:
+        raise WorkFailed(f"{path}: {error.strerror}; no decision can be kept there, {elsewhere}") from None
+    if wrong := other_tasks(found.entries, task):
+        raise WorkFailed(f"{path}:{wrong['n']}: a decision of another task than {task.name}; {elsewhere}")
     if found.n_cut_off:
         log(review=f"cut off half a line of {found.n_cut_off} bytes that was never acknowledged")
-    if problems(path):
-        raise WorkFailed(
-            f"{path} is not what was written; make review-verify lists what is wrong. Nothing is added to it; put a "
-            "copy back, or begin another folder with --reviews (make: REVIEWS=)"
-        )
     return found
 
 
@@ -312,8 +334,3 @@ def undone_numbers(entries):
 
 def log(**facts):
     print(json.dumps(facts), file=sys.stderr, flush=True)
-
-
-def append(path, line):
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line)

@@ -1,6 +1,5 @@
 """What the review page asks: the next case, a decision, undo, statistics; and the page's own files."""
 
-import asyncio
 import re
 from pathlib import Path
 
@@ -31,33 +30,40 @@ def add_routes(app, service):
     for path, (name, kind) in FILES.items():
         app.get(path, include_in_schema=False)(page_file(name, kind))
 
-    @app.get("/review/next", **contract.next_case(service.contract))
-    async def next_case(reviewer: str = ""):
+    # Not GET: whoever asks keeps the case from the others for a while.
+    @app.post("/review/next", **contract.next_case(service.contract))
+    async def next_case(request: Request):
+        check_site(request)
+        check_type(request)
         reviews = reviews_of(service)
-        await asyncio.to_thread(reviews.refresh)
+        asked = await body_of(request, service.limits)
+        nobody = isinstance(asked, dict) and asked.get("reviewer", "") == ""
+        item = await reviews.in_turn(reviews.next_for, "" if nobody else name_of(asked))
         labels = list(reviews.verdict.labels)
-        return with_card(reviews, reviews.next_for(reviewer)) | {"labels": labels, "page": reviews.page()}
+        return with_card(reviews, item) | {"labels": labels, "page": reviews.page()}
 
     @app.post("/review/decide", **contract.decide(service.contract))
     async def decide(request: Request):
+        check_site(request)
         check_type(request)
         reviews = reviews_of(service)
         asked = checked(await body_of(request, service.limits), service.contract)
-        entry = await asyncio.to_thread(reviews.decide, asked)
+        entry = await reviews.in_turn(reviews.decide, asked)
         return {"n": entry["n"], "action": entry["action"], "hash": entry["hash"]}
 
     @app.post("/review/undo", **contract.undo(service.contract))
     async def undo(request: Request):
+        check_site(request)
         check_type(request)
         reviews = reviews_of(service)
         asked = await body_of(request, service.limits)
-        item = await asyncio.to_thread(reviews.undo, name_of(asked if isinstance(asked, dict) else {}))
+        item = await reviews.in_turn(reviews.undo, name_of(asked))
         return with_card(reviews, item)
 
     @app.get("/review/statistics", **contract.statistics(service.contract))
     async def statistics():
         reviews = reviews_of(service)
-        await asyncio.to_thread(reviews.refresh)
+        await reviews.in_turn(reviews.refresh)
         return reviews.statistics() | {"progress": reviews.progress()}
 
 
@@ -74,12 +80,25 @@ def reviews_of(service):
     )
 
 
+def check_site(request):
+    """Refuse what a page of another site makes a browser send; a client that is no browser names no site."""
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    if site is None:
+        # Browsers leave it out where the page came without TLS from another machine.
+        is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+    else:
+        is_own = site in ("same-origin", "none")
+    if not is_own:
+        raise Refused(403, "sent by a page of another site; only the review page itself may ask this")
+
+
 def with_card(reviews, item):
     return {"card": reviews.card(item) if item else None, "progress": reviews.progress()}
 
 
 async def body_of(request, limits):
-    return parsed(await read_body(request, limits.most_body_bytes, limits.timeout_s))
+    return parsed(await read_body(request, limits))
 
 
 def page_file(name, kind):
@@ -126,7 +145,7 @@ def is_duration(value):
 
 
 def name_of(asked):
-    name = asked.get("reviewer")
+    name = asked.get("reviewer") if isinstance(asked, dict) else None
     if not is_text(name) or not NAME.fullmatch(name):
         raise Refused(422, "reviewer must be a name of 1 to 99 characters on one line, the first no space")
     return name

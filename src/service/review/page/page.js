@@ -14,7 +14,7 @@ function element(tag, text, attributes = {}) {
   return made;
 }
 
-async function ask(path, body) {
+async function ask(path, body, mayBeSaved = false) {
   const headers = { "content-type": "application/json" };
   const key = sessionStorage.getItem("key");
   if (key) headers.authorization = `Bearer ${key}`;
@@ -22,7 +22,7 @@ async function ask(path, body) {
   try {
     response = await fetch(path, body === undefined ? { headers } : { method: "POST", headers, body: JSON.stringify(body) });
   } catch {
-    const unknown = body === undefined ? "" : " It is not known whether the last step was saved; reload the page.";
+    const unknown = !mayBeSaved ? "" : " It is not known whether the last step was saved; reload the page.";
     throw new Error(`The service cannot be reached.${unknown}`);
   }
   const told = await response.json().catch(() => ({ error: `the service answered ${response.status}` }));
@@ -72,7 +72,7 @@ const compares = () => Object.keys(state.page.relations).length > 0;
 const predicted = (card) => card[state.page.verdict_key];
 
 async function next() {
-  const told = await ask(`/review/next?reviewer=${encodeURIComponent($("reviewer").value.trim())}`);
+  const told = await ask("/review/next", { reviewer: $("reviewer").value.trim() });
   if (!state.page) usePage(told.page, told.labels);
   showProgress(told.progress);
   showCard(told.card);
@@ -87,11 +87,37 @@ async function next() {
   showStatistics();
 }
 
+// A card that was shown before there was a name may be shown to others too: now it is kept for this one, or another comes.
+async function claim() {
+  const before = state.card;
+  let told;
+  try {
+    told = await ask("/review/next", { reviewer: $("reviewer").value.trim() });
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
+  const isStill = !state.busy && state.card === before && before;
+  if (isStill && told.card?.pair !== before.pair) showCard(told.card);
+}
+
 function showProgress(progress) {
   $("progress").max = Math.max(1, progress.pairs);
   $("progress").value = progress.decided;
   const unread = progress.unreadable ? `, ${progress.unreadable} too long for the model` : "";
-  $("progress-words").textContent = `${progress.decided} of ${progress.pairs} decided${unread}`;
+  $("progress-words").textContent = `${progress.decided} of ${progress.pairs} ${state.page.cases} decided${unread}`;
+  showCounts(progress);
+}
+
+// What is counted: a file's lines may be more than its cases, and cases may wait for the model or come again.
+function showCounts({ pairs, decided, answered, skipped, repeated_lines: repeated }) {
+  const parts = [`Each ${state.page.case} counts once, and is decided when a steward has accepted or corrected it`];
+  if (repeated) parts.push(`${repeated} ${repeated === 1 ? "line repeats" : "lines repeat"} one that stands before`);
+  if (pairs > answered) parts.push(`${pairs - answered} ${pairs - answered === 1 ? "waits" : "wait"} for the model's answer`);
+  if (skipped) parts.push(`${skipped} skipped, to come again at the end`);
+  if (decided < pairs) parts.push(`${pairs - decided} left`);
+  $("progress-note").textContent = `${parts.join("; ")}.`;
+  $("progress-note").hidden = !pairs;
 }
 
 function showCard(card) {
@@ -270,7 +296,7 @@ async function decide(label, reason) {
   const told = await ask("/review/decide", {
     pair: card.pair, action: "decide", verdict: label, reason, reviewer: $("reviewer").value.trim(), seconds, shown: predicted(card),
     blind: state.unseen === label,
-  });
+  }, true);
   const blind = $("blind").checked ? `; the model said ${predicted(card)}` : "";
   say(`${label} saved as decision ${told.n} (${told.action === "accept" ? "accepted" : "corrected"}${blind}).`);
   await next();
@@ -280,7 +306,7 @@ async function decide(label, reason) {
 function skip() {
   if (!state.card || !hasName()) return;
   once(async () => {
-    await ask("/review/decide", { pair: state.card.pair, action: "skip", reviewer: $("reviewer").value.trim() });
+    await ask("/review/decide", { pair: state.card.pair, action: "skip", reviewer: $("reviewer").value.trim() }, true);
     say("Skipped; it comes again at the end.");
     await next();
   });
@@ -289,7 +315,7 @@ function skip() {
 function undo() {
   if (!hasName()) return;
   once(async () => {
-    const told = await ask("/review/undo", { reviewer: $("reviewer").value.trim() });
+    const told = await ask("/review/undo", { reviewer: $("reviewer").value.trim() }, true);
     showProgress(told.progress);
     if (told.card) showCard(told.card);
     say(`Taken back; the ${state.page.case} is open again.`);
@@ -354,7 +380,10 @@ $("blind").addEventListener("change", () => {
   if (seen) Object.assign(state, { seen, unseen });
 });
 $("settings").addEventListener("submit", (event) => event.preventDefault());
-$("reviewer").addEventListener("change", () => localStorage.setItem("reviewer", $("reviewer").value.trim()));
+$("reviewer").addEventListener("change", () => {
+  localStorage.setItem("reviewer", $("reviewer").value.trim());
+  if ($("reviewer").value.trim()) claim();
+});
 $("key").addEventListener("change", () => {
   sessionStorage.setItem("key", $("key").value);
   say("");
