@@ -17,9 +17,9 @@ def add(book, n):
 
 
 if __name__ == "__main__":
-    path, n_threads, n = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    path, n_threads, n = sys.argv[1:]
     book = decisions.Decisions(path, lock_s=60)
-    threads = [threading.Thread(target=add, args=(book, n)) for _ in range(n_threads)]
+    threads = [threading.Thread(target=add, args=(book, int(n))) for _ in range(int(n_threads))]
     for thread in threads:
         thread.start()
     for thread in threads:
