@@ -1,6 +1,10 @@
 # Steward: from labelled pairs of records to a small model that decides like a careful data steward.
 # Every target that needs the environment makes it by itself; `make help` shows targets, models and variables.
 
+# What was typed, for messages that say how to go on; a make inside make keeps the outer one's.
+STEWARD_TYPED ?= $(strip make $(MAKECMDGOALS) $(MAKEOVERRIDES))
+export STEWARD_TYPED
+
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -118,8 +122,10 @@ $(MODELS:%=check-%): check-%: configs/%.yaml $(D)/processed/manifest.json
 ## make train-<model>     fine-tune into outputs/<model>-lora and merge into outputs/<model>-merged (SET="train.lr=1e-4", FORCE=1)
 .PHONY: $(MODELS:%=train-%)
 $(MODELS:%=train-%): train-%: $(O)/%-merged/manifest.json
-LAUNCH = $(PYTHON) -m accelerate.commands.launch --quiet --num_processes $(GPUS) $(if $(filter-out 1,$(GPUS)),--multi_gpu) \
-	--num_machines 1 --mixed_precision no --dynamo_backend no
+# What `accelerate launch` comes to for one process is the script itself; the launcher would hide its exit code, and end
+# with a traceback of its own on Ctrl-C.
+LAUNCH = $(PYTHON) $(if $(filter-out 1,$(GPUS)),-m accelerate.commands.launch --quiet --num_processes $(GPUS) --multi_gpu \
+	--num_machines 1 --mixed_precision no --dynamo_backend no)
 $(MODELS:%=$(O)/%-merged/manifest.json): $(O)/%-merged/manifest.json: configs/%.yaml $(D)/processed/manifest.json
 	$(LAUNCH) src/sft_train.py --config $< --train $(D)/processed/train.jsonl --val $(D)/processed/val.jsonl --out $(O) $(SETTINGS) $(AGAIN) $(TASK_FLAG)
 # The stand-in's random weights are made here; every other model comes from a folder or the hub.
@@ -244,6 +250,10 @@ test: lint
 lint: $(ENV)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+
+# A model's target with a name that configs/ does not hold.
+check-% train-% kpi-% bench-% ask-% serve-%:
+	@echo "error: no model '$*' in configs/; there is: $(MODELS)" >&2; exit 2
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
 .PHONY: clean

@@ -43,8 +43,9 @@ def main():
     with locks.only_writer(args.out) if args.out else contextlib.nullcontext():
         n_failed = answer(args, task, cases)
     if n_failed:
-        one = task.case if n_failed == 1 else f"{task.case}s"
-        raise WorkFailed(f"{n_failed:,} of {len(cases):,} {one} could not be answered; each has an error in its place")
+        raise WorkFailed(
+            f"{n_failed:,} of {len(cases):,} {task.case}s could not be answered; each has an error in its place"
+        )
 
 
 def answer(args, task, cases):

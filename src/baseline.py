@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from time import perf_counter
 
+import locks
 from common import UserError, existing_file, read_json, row_id, run, sha256_file, shown_path, to_json, written_whole
 from manifest import Clock, write_manifest
 from rows import load_rows
@@ -21,6 +22,12 @@ NO_VERDICT = "a baseline answers with a verdict, and this task's answers have no
 
 def main():
     args = parse_args()
+    with locks.only_writer(Path(args.out) / "baselines"):
+        make(args)
+
+
+def make(args):
+    """Fit, answer and score each baseline; the list of all is written last."""
     clock = Clock()
     task = load_task(args.task)
     whole = Path(args.out) / "baselines.json" if len(set(args.only)) == len(TITLES) else None

@@ -30,6 +30,8 @@ class WorkFailed(Exception):
 
 def run(main):
     """Call a step's main and turn whatever a user can cause into one message and an exit code."""
+    # The libraries report usage to their hub unless told otherwise; a user who wants that sets the variable to 0.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     interruption.listen()
     try:
         sys.exit(main() or 0)
@@ -317,7 +319,7 @@ class PlainProgress:
         self.title = title
         self.n = 0
         self.n_before = 0
-        self.start = self.said = time.monotonic()
+        self.start = self.said = self.last = time.monotonic()
         self.note = ""
 
     def skip(self, n):
@@ -326,16 +328,20 @@ class PlainProgress:
         self.n_before += n
 
     def update(self, n=1):
-        self.n += n
         if time.monotonic() - self.said >= self.EVERY_S:
             self.said = time.monotonic()
-            rate = (self.n - self.n_before) / (self.said - self.start)
+            # Up to the update before: of a batch that comes at once, the first row would count for the whole wait.
+            seconds = self.last - self.start
+            rate = (self.n - self.n_before) / seconds if seconds > 0 else 0
+            pace = f", {speed(rate, self.unit)}, {time_left((self.total - self.n) / rate)}" if rate else ""
             print(
-                f"{self.title}: {self.n:,} of {self.total:,} {self.unit} ({100 * self.n / max(self.total, 1):.0f} %), "
-                f"{speed(rate, self.unit)}, {time_left((self.total - self.n) / rate)}{self.note}",
+                f"{self.title}: {self.n + n:,} of {self.total:,} {self.unit} "
+                f"({100 * (self.n + n) / max(self.total, 1):.0f} %){pace}{self.note}",
                 file=sys.stderr,
                 flush=True,
             )
+        self.n += n
+        self.last = time.monotonic()
 
     def set_postfix_str(self, note, refresh=True):
         self.note = f", {note}"

@@ -16,10 +16,11 @@ import io
 import json
 import math
 import multiprocessing
-import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import interruption
+import locks
 from common import (
     UserError,
     existing_file,
@@ -35,9 +36,10 @@ from common import (
 from constrained_decode import engine_names, load_engine
 from load_test.clients import MOST_WAITING, Here, Level, MicroBatches, Processes, Streaming
 from load_test.measures import MEASURES, logged, summary, verdicts_in_bulk
-from manifest import Clock, write_manifest
+from manifest import Clock, fingerprint, write_manifest
 from rows import load_rows
 from tasks import DEFAULT, load_task
+from tasks import facts as task_facts
 
 CONCURRENCY = (1, 4, 8, 16)
 REQUESTS = 200
@@ -65,18 +67,8 @@ def main():
     if args.show:
         print(table(args.show))
         return
-    clock = Clock()
-    task = load_task(args.task)
-    config = settings(args)
-    rows = load_rows(existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first"), task)
-    deck = Deck(rows, task)
-    quiet_libraries()
-    machine = machine_rates(args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with opened(args, task, config, deck.conversations) as (load, engine):
-        roofline = roofline_of(machine, args.model_path, engine)
-        levels, log = measured_levels(args, task, load, engine, deck, roofline)
-        write(args, task, config, clock, engine.facts, rows, levels, log, deck, roofline)
+    with locks.only_writer(args.out.with_suffix("")):
+        deck = measure(args)
     print(
         f"\n{table([*args.beside, args.out])}\n\nall numbers in {args.out}, every request in {requests_path(args.out)}"
     )
@@ -85,6 +77,42 @@ def main():
             f"note: {deck.n_repeated:,} requests asked a row again, which is cheaper for a server that keeps prompts; "
             "--data with more rows avoids it"
         )
+
+
+def measure(args):
+    """Measure every level and write the files; the Deck that the requests came from."""
+    clock = Clock()
+    task = load_task(args.task)
+    config = settings(args)
+    data = existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first")
+    rows = load_rows(data, task)
+    deck = Deck(rows, task)
+    quiet_libraries()
+    with interruption.Journal(args.out, name_of_the_work(args, task, config, data), "levels") as journal:
+        if journal.n_found:
+            print(f"going on: {journal.words()}", flush=True)
+        machine = machine_rates(args)
+        with opened(args, task, config, deck.conversations) as (load, engine):
+            roofline = roofline_of(machine, args.model_path, engine)
+            levels, log = measured_levels(args, task, load, engine, deck, roofline, journal)
+            write(args, task, config, clock, engine.facts, rows, levels, log, deck, roofline)
+    return deck
+
+
+def name_of_the_work(args, task, config, data):
+    """The name of what is measured: an interrupted run with the same name goes on."""
+    from language_model.model_folder import model_identity
+
+    engine = load_engine(args.backend)
+    options = ("backend", "endpoint", "unconstrained", "random_weights", "engine_args", "requests")
+    facts = {
+        "rows": sha256_file(data),
+        "config": dataclasses.asdict(config),
+        "model": args.model_path and not args.random_weights and model_identity(args.model_path),
+        "task": task_facts(task),
+        "options": {name: getattr(args, name) for name in options},
+    }
+    return fingerprint(facts, __file__, engine.__file__)
 
 
 def parse_args():
@@ -297,9 +325,8 @@ def machine_rates(args):
 
 def apart(work):
     """The result of a function run in a process of its own, which gives all of the GPU's memory back."""
-    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)  # this process ends for it, and waits for the second that is left
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=ignore_ctrl_c) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=interruption.leave_to_parent) as pool:
         return pool.submit(work).result()
 
 
@@ -309,18 +336,24 @@ def roofline_of(machine, model_path, engine):
     return Roofline(machine, model_path, engine.facts.get("precision")) if machine else None
 
 
-def measured_levels(args, task, load, engine, deck, roofline):
+def measured_levels(args, task, load, engine, deck, roofline, journal):
     """(one summary a level, one record a request)"""
     summaries = []
     log = []
+    kept = dict(journal.entries)
     for level in [
         *(Level("closed", max(args.requests, ROUNDS * concurrency), concurrency) for concurrency in args.concurrency),
         *(Level("open", args.requests, rate=rate) for rate in args.rate),
     ]:
-        load.run(deck.take(max(LEAST_WARM_UP, 2 * (level.concurrency or 0)))[1], level)
+        # Rows that a kept level has asked are dealt out again, so that each level asks those of an uninterrupted run.
+        warm_up = deck.take(max(LEAST_WARM_UP, 2 * (level.concurrency or 0)))[1]
         ids, conversations = deck.take(level.n)
-        records = load.run(conversations, level)
-        found = [logged(task, level, id, record) for id, record in zip(ids, records, strict=True)]
+        found = kept.get(level.title)
+        if not found:
+            load.run(warm_up, level)
+            records = load.run(conversations, level)
+            found = [logged(task, level, id, record) for id, record in zip(ids, records, strict=True)]
+            journal.add([level.title, found])
         log += found
         summaries.append(summary(task, level, found, roofline))
         print(

@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import locks
 from common import UserError, quiet_libraries, run, sha256_file, shown_path
 from constrained_decode.llama_cpp import WEIGHTS_KEY, library, weight_files, weights_sha256
 from language_model import hub, model_folder
@@ -29,7 +30,8 @@ ROPE_FREQS = "rope_freqs.weight"
 def main():
     args = parse_args()
     quiet_libraries()
-    export(args.model_path, args.out, args.dtype)
+    with locks.only_writer(args.out):
+        export(args.model_path, args.out, args.dtype)
 
 
 def parse_args():

@@ -71,8 +71,7 @@ def _signalled(number, _frame):
 
 
 class until_asked:  # noqa: N801 - used as a statement, like contextlib.suppress
-    """A block that looks at `is_asked` by itself and ends where it can keep its work; a second signal ends it anywhere.
-    """
+    """A block that looks at `is_asked` and ends where its work can be kept; a second signal ends it anywhere."""
 
     def __enter__(self):
         _Stop.may_wait = True
@@ -158,6 +157,7 @@ class Journal:
             except ValueError:
                 break
             if not line.endswith(b"\n") or entries[0] != self.name:
+                entries.pop()
                 break
             n_bytes += len(line)
         whole = n_bytes > 0

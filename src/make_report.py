@@ -8,6 +8,7 @@ only the part between the two marker comments is replaced; what people write aro
 import argparse
 from pathlib import Path
 
+import locks
 from common import ROOT, UserError, run, sha256_file, shown_path, written_whole
 from manifest import Clock, write_manifest
 from report import comparison, latency
@@ -20,6 +21,11 @@ MOST_WRONG = 500
 
 def main():
     args = parse_args()
+    with locks.only_writer(args.reports / "report"):
+        make(args)
+
+
+def make(args):
     clock = Clock()
     task = load_task(args.task)
     models = find_models(args.reports, args.configs, task)

@@ -7,6 +7,7 @@ pipeline without a GPU, a hub account or a download. It knows nothing before tra
 import argparse
 from pathlib import Path
 
+import locks
 from common import quiet_libraries, run
 from manifest import Clock, write_manifest
 
@@ -34,10 +35,12 @@ def main():
         message["content"] for row in dataset.read_prompts(args.data) for message in row["prompt"] + row["completion"]
     )
     tokenizer, model = make(texts, args.seed)
-    tokenizer.save_pretrained(args.out)
-    model.save_pretrained(args.out)
-    print(f"{model.num_parameters():,} random parameters in {args.out}")
-    write_manifest(Path(args.out) / "manifest.json", clock, parameters=model.num_parameters(), seed=args.seed)
+    with locks.only_writer(args.out):
+        (Path(args.out) / "manifest.json").unlink(missing_ok=True)
+        tokenizer.save_pretrained(args.out)
+        model.save_pretrained(args.out)
+        print(f"{model.num_parameters():,} random parameters in {args.out}")
+        write_manifest(Path(args.out) / "manifest.json", clock, parameters=model.num_parameters(), seed=args.seed)
 
 
 def make(texts, seed):

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+import locks
 from common import UserError, quiet_libraries, read_json, run, sha256_file, write_text
 from config import load_config
 from manifest import Clock, write_manifest
@@ -24,7 +25,8 @@ def main():
     task = load_task(args.task)
     check_task(task)
     quiet_libraries()
-    pretrain(plan, task, args.out, args.workers or max(1, (os.cpu_count() or 2) - 1))
+    with locks.only_writer(args.out):
+        pretrain(plan, task, args.out, args.workers or max(1, (os.cpu_count() or 2) - 1))
 
 
 def parse_args():

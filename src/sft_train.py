@@ -6,11 +6,14 @@ Writes outputs/<model>-lora/ and outputs/<model>-merged/. A killed run goes on f
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shutil
 from pathlib import Path
 
+import interruption
+import locks
 from common import existing_file, quiet_libraries, read_json, run, sha256_file
 from config import load_config
 from language_model import hub, model_folder
@@ -24,12 +27,19 @@ MERGING = SRC / "training" / "merge_adapter.py"
 
 def main():
     args = parse_args()
-    clock = Clock()
     task = load_task(args.task)
     config = load_config(args.config, args.set, task.overlay)
-    out = Path(args.out or task.under("outputs"))
-    lora = out / f"{Path(args.config).stem}-lora"
-    merged = out / f"{Path(args.config).stem}-merged"
+    model = Path(args.out or task.under("outputs")) / Path(args.config).stem
+    # Of several processes the first one writes.
+    with locks.only_writer(model) if is_main() else contextlib.nullcontext():
+        train_and_merge(args, config, task, model)
+
+
+def train_and_merge(args, config, task, model):
+    """Make what is missing or was made from something else: the adapter, the merged model, both or neither."""
+    clock = Clock()
+    lora = model.with_name(f"{model.name}-lora")
+    merged = model.with_name(f"{model.name}-merged")
     trained_from = training_fingerprint(args, config, task)
     merged_from = fingerprint([trained_from, dataclasses.asdict(config.merge)], MERGING)
     if not args.force and finished(merged, merged_from):
@@ -49,7 +59,8 @@ def main():
         import dataset
         from training import merge_adapter
 
-        merge_adapter.merge(config, task, lora, merged, dataset.read_prompts(args.val), merged_from)
+        with interruption.keeping(lambda: f"the adapter in {lora} is whole, and only the merge runs again"):
+            merge_adapter.merge(config, task, lora, merged, dataset.read_prompts(args.val), merged_from)
 
 
 def parse_args():

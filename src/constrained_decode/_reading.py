@@ -53,6 +53,11 @@ def has_plain_head(model):
 def check_lengths(prompts, max_new_tokens, most):
     """A model asked beyond what it was made to read answers at random; refused before anything is answered."""
     too_long = [at for at, prompt in enumerate(prompts, 1) if len(prompt) + max_new_tokens > (most or float("inf"))]
+    if too_long and len(prompts) == 1:
+        raise UserError(
+            f"too long: the prompt takes {len(prompts[0]):,} tokens and an answer {max_new_tokens}, the model reads "
+            f"{most:,}; shorten the input"
+        )
     if too_long:
         longest = max(len(prompts[at - 1]) for at in too_long)
         raise UserError(

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 
 from common import WorkFailed, shown_path
@@ -34,21 +33,11 @@ def running(command, health, log, environment=()):
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(environment), start_new_session=True
         )
-    # Only a program's first thread may say what a signal does.
-    signs = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
-    before = {sign: signal.signal(sign, leave) for sign in signs}
     try:
         wait_until_ready(server, health, log)
         yield server
     finally:
         stop(server)
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
-
-
-def leave(sign, _):
-    """Whoever is ended from outside still stops its server."""
-    raise SystemExit(128 + sign)
 
 
 def wait_until_ready(server, health, log):

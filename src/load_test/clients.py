@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
+import interruption
 from common import WorkFailed
 
 CLIENTS_A_PROCESS = 16
@@ -226,13 +227,14 @@ class Processes:
 
 def work(make_caller, arguments, pipe):
     """A client process: makes its caller, says that it is there, then runs its share of every level."""
+    interruption.leave_to_parent()
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         caller = make_caller(*arguments)
         pipe.send("ready")
         while True:
             pipe.send(run_level(caller, *pipe.recv()))
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         pass
     except Exception as error:
         pipe.send(error)

@@ -19,9 +19,21 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from time import perf_counter
 
-from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, read_json, shown_path, written_whole
+import interruption
+import locks
+from common import (
+    ROOT,
+    UserError,
+    WorkFailed,
+    existing_file,
+    quiet_libraries,
+    read_json,
+    sha256_file,
+    shown_path,
+    written_whole,
+)
 from entity_resolution.near_duplicates import find
-from manifest import Clock, write_manifest
+from manifest import SRC, Clock, fingerprint, write_manifest
 from measurements import _reports, verdict_task
 from measurements._match_metrics import cell, cell_line, measured
 from measurements._record_sets import engine_words, is_match, model_facts, read_set, verdict_probabilities
@@ -29,6 +41,7 @@ from measurements._transfer_table import spread
 from report import marked_text
 from report.marked_text import md, md_table
 from tasks import DEFAULT
+from tasks import facts as task_facts
 
 TITLES = {"before": "model as it was", "after": "model, adapted", "boosting": "boosting"}
 TRAIN_SHARE = 0.8
@@ -60,19 +73,25 @@ def main():
     task = verdict_task(args.task)
     model = model_facts(args, task)
     folds = find_folds(args)
-    found = {name: measure(name, pair, args, task) for name, pair in folds.items()}
-    write_manifest(
-        args.out,
-        clock,
-        task=task.name,
-        model=model,
-        sets=found,
-        pairs=args.pairs,
-        seed=args.seed,
-        test_rows=args.test_rows,
-        config=shown_path(args.config),
-        settings=args.set,
-    )
+    name = name_of_the_work(args, task, model)
+    with locks.only_writer(args.out), interruption.Journal(args.out, name, "sets") as journal:
+        found = dict(journal.entries)
+        for set_name, pair in folds.items():
+            if set_name not in found:
+                found[set_name] = measure(set_name, pair, args, task)
+                journal.add([set_name, found[set_name]])
+        write_manifest(
+            args.out,
+            clock,
+            task=task.name,
+            model=model,
+            sets={set_name: found[set_name] for set_name in folds},
+            pairs=args.pairs,
+            seed=args.seed,
+            test_rows=args.test_rows,
+            config=shown_path(args.config),
+            settings=args.set,
+        )
     marked_text.show(adaptation_table([args.out]), args.into, MARK)
     print(f"all numbers in {args.out}")
     if not any(measured(facts) for facts in found.values()):
@@ -141,6 +160,19 @@ def checked_args(args):
     if args.into:
         marked_text.around(args.into, MARK)
     return args
+
+
+def name_of_the_work(args, task, model):
+    """The name of what is measured: an interrupted run with the same name goes on."""
+    facts = {
+        "model": model,
+        "task": task_facts(task),
+        "folds": {path.name: sha256_file(path) for path in sorted(args.folds.glob("*.jsonl"))},
+        "config": sha256_file(args.config),
+        "options": [args.pairs, args.test_rows, args.seed, args.set],
+    }
+    steps = [SRC / name for name in ("build_prompts.py", "sft_train.py", "training/fine_tuning.py")]
+    return fingerprint(facts, __file__, *steps, SRC / "training" / "merge_adapter.py", task.folder / "data.py")
 
 
 def find_folds(args):

@@ -15,9 +15,11 @@ from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
+import interruption
+import locks
 from common import UserError, existing_file, quiet_libraries, read_json, sha256_file, shown_path
 from constrained_decode import engine_names, load_engine
-from manifest import Clock, write_manifest
+from manifest import Clock, fingerprint, write_manifest
 from measurements import verdict_task
 from report import marked_text
 from report.marked_text import md, md_table
@@ -43,7 +45,8 @@ HEAD = [
 def main():
     args = parse_args()
     if not args.table:
-        measure(args)
+        with locks.only_writer(args.out):
+            measure(args)
     marked_text.show(engines_table(args.table or args.out), args.into, MARK)
 
 
@@ -86,10 +89,15 @@ def measure(args):
     quiet_libraries()
     config = model_config(args, task)
     found = []
-    for budget in args.budgets or [config.gen.max_new_tokens]:
-        # Sampled texts could not be compared.
-        gen = dataclasses.replace(config.gen, temperature=0.0, max_new_tokens=budget)
-        found += measured(args, task, dataclasses.replace(config, gen=gen), asked)
+    with interruption.Journal(args.out, name_of_the_work(args, task, config), "token budgets") as journal:
+        kept = dict(journal.entries)
+        for budget in args.budgets or [config.gen.max_new_tokens]:
+            # Sampled texts could not be compared.
+            gen = dataclasses.replace(config.gen, temperature=0.0, max_new_tokens=budget)
+            if budget not in kept:
+                kept[budget] = measured(args, task, dataclasses.replace(config, gen=gen), asked)
+                journal.add([budget, kept[budget]])
+            found += kept[budget]
     write_manifest(
         args.out,
         clock,
@@ -101,6 +109,19 @@ def measure(args):
         engines=found,
     )
     print(f"all numbers in {args.out}")
+
+
+def name_of_the_work(args, task, config):
+    """The name of what is measured: an interrupted run with the same name goes on."""
+    from language_model.model_folder import model_identity
+
+    facts = {
+        "rows": sha256_file(args.data),
+        "model": model_identity(args.model_path),
+        "config": dataclasses.asdict(config),
+        "options": [args.engines, args.rows, args.batch_size],
+    }
+    return fingerprint(facts, __file__, task.folder / "data.py", *(load_engine(name).__file__ for name in args.engines))
 
 
 def measured(args, task, config, asked):

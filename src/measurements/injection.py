@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import locks
 from common import UserError, quiet_libraries
 from constrained_decode import load_engine
 from language_model.model_folder import model_config
@@ -32,9 +33,10 @@ def main():
     task = verdict_task(args.task)
     args.model_path = args.model_path or shipped_model(task)
     quiet_libraries()
-    engine = load_engine("hf").load(args.model_path, task, model_config(args, task))
-    found = measured(engine, task, args.pairs)
-    write_manifest(args.out, clock, model=Path(args.model_path).name, **found)
+    with locks.only_writer(args.out):
+        engine = load_engine("hf").load(args.model_path, task, model_config(args, task))
+        found = measured(engine, task, args.pairs)
+        write_manifest(args.out, clock, model=Path(args.model_path).name, **found)
     print(f"{found['pairs']:,} pairs")
     for arm, words in ARMS.items():
         print(

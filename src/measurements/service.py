@@ -17,6 +17,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import locks
 from common import ROOT, UserError, WorkFailed, parse_json, quiet_libraries, to_json
 from constrained_decode import Answer, load_engine, openai_api
 from language_model import model_server
@@ -39,7 +40,7 @@ def main():
     found = {"levels": [], "overload": None}
     quiet_libraries()
     try:
-        with contenders(args, task) as (service, direct, process):
+        with locks.only_writer(args.out), contenders(args, task) as (service, direct, process):
             for at, n_clients in enumerate(args.concurrency):
                 found["levels"].append(
                     level(service, direct, n_clients, args, direct_first=at % 2, task=task)

@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from time import perf_counter
 
+import locks
 from common import UserError, existing_file, quiet_libraries, sha256_file, shown_path, usable_cores
 from manifest import Clock, write_manifest
 from measurements import _reports, verdict_task
@@ -43,7 +44,8 @@ MARK = "speed"
 def main():
     args = parse_args()
     if not args.table:
-        measure(args)
+        with locks.only_writer(args.out):
+            measure(args)
     marked_text.show(speed_table(args.table or args.out), args.into, MARK)
 
 

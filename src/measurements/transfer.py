@@ -14,6 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
+import interruption
+import locks
 from common import UserError, WorkFailed, existing_file, row_id, shown_path, written_whole
 from manifest import Clock, write_manifest
 from measurements import verdict_task
@@ -38,18 +40,20 @@ def main():
     task = verdict_task(args.task)
     # All are read before any is scored: a wrong line in the last one should not cost the time of the others.
     sets = {path.stem: read_set(path, task, args.limit, args.seed) for path in find_sets(args.sets)}
-    bench = Bench(args, task)
-    found = {name: bench.measure(name, *the_set) for name, the_set in sets.items()}
-    write_manifest(
-        args.out,
-        clock,
-        task=task.name,
-        model=bench.model_facts,
-        sets=found,
-        seed=args.seed,
-        limit=args.limit,
-        synthetic=bench.synthetic and {"path": shown_path(args.synthetic), "sha256": bench.synthetic.sha256},
-    )
+    kept = args.out.parent / KEPT
+    with locks.only_writer(args.out), interruption.keeping(lambda: f"the scores so far are kept in {kept}"):
+        bench = Bench(args, task)
+        found = {name: bench.measure(name, *the_set) for name, the_set in sets.items()}
+        write_manifest(
+            args.out,
+            clock,
+            task=task.name,
+            model=bench.model_facts,
+            sets=found,
+            seed=args.seed,
+            limit=args.limit,
+            synthetic=bench.synthetic and {"path": shown_path(args.synthetic), "sha256": bench.synthetic.sha256},
+        )
     marked_text.show(transfer_table([args.out, *args.more]), args.into, args.mark)
     print(f"all numbers in {args.out}")
     if not any(measured(cell) for facts in found.values() for cell in facts["scorers"].values()):

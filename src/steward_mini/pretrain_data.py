@@ -6,6 +6,7 @@ import os
 import zlib
 from dataclasses import dataclass
 
+import interruption
 from common import to_json
 from steward_mini import vocabulary
 from tasks import load_task
@@ -89,6 +90,7 @@ _ENCODER = None
 
 def start_worker(source):
     global _ENCODER
+    interruption.leave_to_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _ENCODER = Encoder(source)
 

@@ -1,10 +1,12 @@
 """One fine-tuning run: rows to steps, checkpoints that a killed run goes on from, the adapter and its record."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
 import dataset
+import interruption
 from common import UserError, WorkFailed, sha256_file, shown_path, write_json, write_text
 from language_model import base_model, chat_template, packed_attention
 from manifest import Clock, write_manifest
@@ -22,9 +24,11 @@ def train(args, config, task, lora, fingerprint, clock):
     trainer.accelerator.wait_for_everyone()  # stale checkpoints are gone before any process looks for the last one
     last = last_whole_checkpoint(checkpoints)
     begun = f"training {config.name}: {len(examples['train']):,} rows, {trainer.plan.words}"
-    say(f"going on from {last.name}" if last else begun)
+    say(f"going on from step {step_of(last)}, kept in {last}" if last else begun)
+    kept = functools.partial(kept_words, checkpoints)
     # Under autocast PEFT would lift every input of an adapter to float32 only for autocast to lower it again.
-    with disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32"):
+    unlifted = disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32")
+    with interruption.keeping(kept), unlifted:
         run_within_memory(trainer, last, args.config)
     trainer.accelerator.wait_for_everyone()
     if is_main():
@@ -45,12 +49,19 @@ def train(args, config, task, lora, fingerprint, clock):
     trainer.accelerator.end_training()
 
 
+def kept_words(checkpoints):
+    """What an interrupted training goes on from; empty before the first checkpoint."""
+    last = last_whole_checkpoint(checkpoints)
+    return f"the training up to step {step_of(last)} is kept in {last}" if last else ""
+
+
 def run_within_memory(trainer, last, config_path):
     """Train from the last checkpoint or from the start; where the GPU's memory is too small, say what to change."""
     import torch
 
     try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with interruption.until_asked():
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     except torch.cuda.OutOfMemoryError as error:
         raise WorkFailed(
             f"{config_path}: the GPU's memory does not suffice ({str(error).split('.')[0]}); try --set "
@@ -93,7 +104,7 @@ def prepare_folder(lora, fingerprint):
 
 def last_whole_checkpoint(checkpoints):
     """The newest checkpoint that was written to its end; a run killed while saving leaves one that is not."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    found = sorted(checkpoints.glob("checkpoint-*"), key=step_of)
     for path in reversed(found):
         try:
             json.loads((path / "trainer_state.json").read_text())
@@ -104,6 +115,10 @@ def last_whole_checkpoint(checkpoints):
             continue
         return path
     return None
+
+
+def step_of(checkpoint):
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import dataset
-from common import UserError, WorkFailed, read_json, sha256_file
+from common import WorkFailed, read_json, sha256_file
 from language_model import base_model, calibration, chat_template, hub, verdict_branch
 from manifest import Clock, write_manifest
 from training import parity
@@ -39,6 +39,8 @@ def merge(config, task, lora, merged, rows, fingerprint):
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    # First the mark of a whole model: a run that is killed while the old one goes must not leave its mark on the rest.
+    (merged / "manifest.json").unlink(missing_ok=True)
     shutil.rmtree(merged, ignore_errors=True)
     part.rename(merged)
     write_manifest(
@@ -80,7 +82,7 @@ def check_disk(lora, merged):
     needed = base_bytes(read_json(lora / "adapter_config.json")["base_model_name_or_path"])
     free = shutil.disk_usage(merged.parent).free
     if needed and free < needed:
-        raise UserError(
+        raise WorkFailed(
             f"{merged.parent}: the merged model takes about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
             "make room, then run the same command: the adapter is kept and only the merge runs again"
         )

@@ -12,12 +12,15 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+import interruption
 from common import UserError, progress
 from language_model import chat_template
 from language_model.base_model import flops_per_token
 from training.processes import n_processes
 
 PACKING_TOLERANCE = 1e-3
+FIRST_SAVED_AFTER_S = 60
+SAVED_EVERY_S = 300
 
 
 @dataclass
@@ -86,6 +89,7 @@ def callbacks(config, selection):
     """A line of progress, and an end where validation no longer gains."""
     return [
         Progress(selection),
+        Saving(),
         EarlyStoppingCallback(
             early_stopping_patience=config.train.patience, early_stopping_threshold=selection.least_gain
         ),
@@ -149,6 +153,28 @@ def token_weights(labels, n_opening, weight):
     return weights * answer.sum() / weights.sum().clamp(min=1e-9)
 
 
+class Saving(TrainerCallback):
+    """Checkpoints between the judged ones, by the clock, and one when the run is asked to stop.
+
+    A run on several processes stops at the next saved step of all: each of them got the signal by itself.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.saved_at = time.monotonic()
+        self.wait_s = FIRST_SAVED_AFTER_S
+
+    def on_step_end(self, args, state, control, **kwargs):
+        is_due = n_processes() == 1 and time.monotonic() - self.saved_at > self.wait_s
+        if is_due or interruption.is_asked():
+            control.should_save = True
+        return control
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved_at = time.monotonic()
+        self.wait_s = SAVED_EVERY_S
+        interruption.raise_if_asked()
+
+
 class Progress(TrainerCallback):
     """A bar on a terminal, plain lines in a log: loss, tokens a second, and every validation result."""
 
@@ -162,7 +188,7 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.bar = progress(state.max_steps, "steps", "train")
-            self.bar.update(state.global_step)
+            self.bar.skip(state.global_step)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.step_start = time.perf_counter()

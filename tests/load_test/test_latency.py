@@ -392,7 +392,7 @@ def test_a_full_disk_leaves_the_run_before_whole(rows, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bench.json, "dumps", full)
-    assert call("--endpoint", server.endpoint, "--data", rows, "--requests", 2, "--concurrency", 1, "--out", out) == 2
+    assert call("--endpoint", server.endpoint, "--data", rows, "--requests", 2, "--concurrency", 1, "--out", out) == 1
     assert [path.read_text() for path in (out, bench.requests_path(out), bench.manifest_path(out))] == ["before"] * 3
     server.http.shutdown()
 
