@@ -6,8 +6,6 @@ import multiprocessing
 import time
 from pathlib import Path
 
-import interruption
-import locks
 from common import UserError, progress, sha256_file, shown_path, usable_cores, written_whole
 from manifest import Clock, write_manifest
 from tasks import load_task
@@ -19,11 +17,6 @@ def make(task_name, n_rows, seed, out, pool="train", reference=None):
     """Write n_rows pairs; the same task, pool, lists, seed and row number always give the same pair, on any number of
     cores.
     """
-    with locks.only_writer(out):
-        write(task_name, n_rows, seed, Path(out), pool, reference)
-
-
-def write(task_name, n_rows, seed, out, pool, reference):
     task = load_task(task_name)
     recipe = checked_recipe(task, pool, reference)
     clock = Clock()
@@ -36,9 +29,7 @@ def write(task_name, n_rows, seed, out, pool, reference):
             file.write(block_text(blocks[0]))
             bar.update(n_rows)
         else:
-            with multiprocessing.get_context("spawn").Pool(
-                n_workers, initializer=interruption.leave_to_parent
-            ) as workers:
+            with multiprocessing.get_context("spawn").Pool(n_workers) as workers:
                 for text in workers.imap(block_text, blocks):
                     file.write(text)
                     bar.update(text.count("\n"))
