@@ -136,6 +136,12 @@ def parse_json(text):
     return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats)
 
 
+def first_json(text):
+    """(the strict JSON value that a text begins with, where it ends)"""
+    strict = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_repeats)
+    return strict.raw_decode(text)
+
+
 def _no_constant(name):
     raise ValueError(f"{name} is not JSON")
 

@@ -14,16 +14,17 @@ import socket
 import tempfile
 from pathlib import Path
 
+import locks
 from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, run
 from constrained_decode import engine_names, load_engine
-from service.settings import LOOPBACK, Limits, Settings, key_hashes, model_settings
+from rows import cases_from_file
+from service.settings import LOOPBACK, Limits, Settings, key_hashes, limits_of, model_settings, number
 from service.task_contract import TaskContract
 from tasks import DEFAULT, load_task
 
 DRAINED_WITHIN_S = 60  # after SIGTERM, or as long as a request may take: a request that waits is still answered
-KEPT_ALIVE_S = 30
-MOST_PORT = 65_535
-LEAST = {"workers": 1, "queue": 1, "timeout": 0.1, "batch_size": 1, "port": 1}
+RANGES = {"port": (1, 65_535), "workers": (1, 1_024), "batch_size": (1, 65_536)}
+MADE = {"port": "PORT", "workers": "WORKERS"}  # the Makefile's names of options
 NOT_STARTED = "the service did not start; the lines above say why"
 
 
@@ -35,7 +36,13 @@ def main():
     model_settings(settings, task)
     quiet_libraries()
     settings.store()
-    serve(settings, task)
+    with only_service(settings):
+        serve(settings, task)
+
+
+def only_service(settings):
+    """Two services that offer the same cases and write the same decisions would show one case to two people."""
+    return locks.only_writer(settings.review_folder) if settings.review_folder else contextlib.nullcontext()
 
 
 def parse_args():
@@ -63,7 +70,7 @@ def add_model_arguments(parser):
         default="",
         help='more arguments for a backend that is a server of its own: --engine_args="--dtype half"',
     )
-    parser.add_argument("--batch_size", type=int, help="answers at once (default: 64 on a GPU, 16 on a CPU)")
+    parser.add_argument("--batch_size", help="answers at once (default: 64 on a GPU, 16 on a CPU)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
 
 
@@ -73,21 +80,11 @@ def add_service_arguments(parser):
         default="127.0.0.1",
         help="address to listen at (default 127.0.0.1; 0.0.0.0 for all, which wants keys)",
     )
-    parser.add_argument("--port", type=int, default=8080, help="port to listen at (default 8080)")
+    parser.add_argument("--port", default="8080", help="port to listen at (default 8080)")
     parser.add_argument("--keys", help="file with one API key a line; a request without one gets 401")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each with a model of its own (default 1)")
-    parser.add_argument(
-        "--queue",
-        type=int,
-        default=Limits.most_waiting,
-        help=f"requests that may wait a process (default {Limits.most_waiting})",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=Limits.timeout_s,
-        help=f"seconds that a request may take (default {Limits.timeout_s:g})",
-    )
+    parser.add_argument("--workers", default="1", help="processes, each with a model of its own (default 1)")
+    parser.add_argument("--queue", help=f"requests that may wait a process (default {Limits.most_waiting})")
+    parser.add_argument("--timeout", help=f"seconds that a request may take (default {Limits.timeout_s:g})")
     parser.add_argument(
         "--log_records",
         action="store_true",
@@ -134,18 +131,20 @@ def settings_of(args, task):
         review_folder=(args.reviews or str(task.under("reviews"))) if args.review or args.keep_traffic else None,
         review_cases=args.review,
         keep_traffic=args.keep_traffic,
-        limits=Limits(most_waiting=args.queue, timeout_s=args.timeout),
+        limits=limits_of({"most_waiting": args.queue, "timeout_s": args.timeout}),
     )
 
 
 def check_numbers(args):
-    for name, least in LEAST.items():
+    for name, (least, most) in RANGES.items():
         given = getattr(args, name)
-        # Written so that NaN is refused too.
-        if given is not None and not given >= least:
-            raise UserError(f"--{name} {given}: at least {least}")
-    if args.port > MOST_PORT:
-        raise UserError(f"--port {args.port}: at most {MOST_PORT}")
+        if given is not None:
+            setattr(args, name, number(shown(name), given, int, least, most))
+
+
+def shown(name):
+    """An option as a user knows it, who may have called make."""
+    return f"--{name} (make: {MADE[name]}=)" if name in MADE else f"--{name}"
 
 
 def check_engine(args, task):
@@ -175,6 +174,8 @@ def check_review(args, task):
         raise UserError(f"{option}: a review accepts or corrects verdicts, and the task {task.name} has none")
     if args.review:
         existing_file(args.review, f"{task.case}s to review, one a line")
+        # A wrong line is reported before a model is loaded.
+        cases_from_file(args.review, task)
     if args.keep_traffic and args.workers > 1:
         raise UserError("--keep_traffic: kept requests are in one process's memory; --workers 1")
 
@@ -187,23 +188,22 @@ def check_port(settings):
         try:
             tried.bind((settings.host, settings.port))
         except OSError as error:
-            raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; choose another --port") from None
+            raise UserError(
+                f"{settings.host}:{settings.port}: {error.strerror}; choose another {shown('port')}"
+            ) from None
 
 
 def serve(settings, task):
     import uvicorn
 
-    from service import app
+    from service import app, connection
 
-    options = {
+    options = connection.options(settings) | {
         "factory": True,
         "host": settings.host,
         "port": settings.port,
-        "access_log": False,
         "log_level": "warning",
-        "server_header": False,
         "timeout_graceful_shutdown": max(DRAINED_WITHIN_S, math.ceil(settings.limits.timeout_s) + 5),
-        "timeout_keep_alive": KEPT_ALIVE_S,
     }
     route = TaskContract(task, settings.limits).route
     page = "the review page at /, " if task.verdict else ""
@@ -212,12 +212,14 @@ def serve(settings, task):
     if settings.workers > 1:
         with shared_metrics() as folder:
             uvicorn.run("service.app:application", workers=settings.workers, **options)
-            if (folder / app.FAILED_MARK).is_file():
-                raise WorkFailed(NOT_STARTED)
+            if found := app.failure(folder):
+                raise found(NOT_STARTED)
         return
     server = uvicorn.Server(uvicorn.Config("service.app:application", **options))
     app.stop = lambda: setattr(server, "should_exit", True)
     server.run()
+    if app.FAILED and isinstance(app.FAILED[0], UserError):
+        raise UserError(NOT_STARTED)
     if app.FAILED or not server.started:
         raise WorkFailed(NOT_STARTED)
 

@@ -20,7 +20,7 @@ from tasks import load_task
 
 UPSTREAM = "openai_api"  # the engine that asks a server named with --upstream
 UPSTREAM_WORKERS = 64  # answers that a server elsewhere is asked for at a time
-BATCHES_AT_ONCE = 4  # of what waits the engine gets so many batches: sorted by length, little of them is padding
+BATCHES_SEEN = 4  # of so many batches that wait the engine gets those rows that are of a length
 READY_EVERY_S = 5.0  # how long an engine's last sign of life counts
 SIGN_WITHIN_S = 10.0  # for an engine in this process to give one
 SIGN_OF_LIFE = [{"role": "user", "content": "Are you there?"}]
@@ -57,9 +57,8 @@ class Service:
             self.stack.close()
             return
         n_workers = self._n_clients() if engine.is_elsewhere else 1
-        at_once = 1 if engine.is_elsewhere else BATCHES_AT_ONCE * engine.batch_size
         self.engine = engine
-        self.queue = Queue(engine, self.limits.most_waiting, n_workers, at_once)
+        self.queue = Queue(engine, self.limits.most_waiting, n_workers, BATCHES_SEEN)
         print("the model is loaded, requests are answered", flush=True)
         if settings.review_folder:
             self.reviews = Reviews(
@@ -129,19 +128,19 @@ class Service:
         """Whether it would answer, and no request waits."""
         return self.queue is not None and not len(self.queue) and await self.is_ready()
 
-    async def answer(self, case, with_shares=False):
+    async def answer(self, case, with_shares=False, is_patient=False):
         """(answer, the engine's Answer) to a client's case, or Refused; kept for review where that was asked for."""
         keeps = self.reviews is not None and self.settings.keep_traffic
-        answer, reply = await self.answered(self.task.messages(case), with_shares or keeps)
+        answer, reply = await self.answered(self.task.messages(case), with_shares or keeps, is_patient)
         if keeps:
             self.reviews.offer(case, answer=answer, probabilities=reply.probabilities)
         return answer, reply
 
-    async def answered(self, messages, with_shares=False):
+    async def answered(self, messages, with_shares=False, is_patient=False):
         """(the answer, the engine's Answer) to a conversation; every way in which there is none is a Refused in the
         words that a client gets.
         """
-        reply = await self._reply(messages, with_shares)
+        reply = await self._reply(messages, with_shares, is_patient)
         answer = self.task.parsed(reply.text)
         if answer is None:
             metrics.FAILED.labels("not valid").inc()
@@ -152,12 +151,12 @@ class Service:
         metrics.CLOSED.inc(bool(reply.late))
         return answer, reply
 
-    async def _reply(self, messages, with_shares):
+    async def _reply(self, messages, with_shares, is_patient):
         start = time.monotonic()
         if self.queue is None:
             raise too_busy(1, "the model is still being loaded")
         try:
-            reply = await self.queue.answer(messages, self.limits.timeout_s, with_shares)
+            reply = await self.queue.answer(messages, self.limits.timeout_s, with_shares, is_patient)
         except Busy as error:
             raise too_busy(error.after_s, None if self.is_open else "the service is going down") from None
         except TooLong:

@@ -27,6 +27,7 @@ from service.review import routes as review_routes
 from service.settings import Settings
 
 FAILED_MARK = "failed"  # file in the folder that several processes share: one could not load the model
+USER = "user"  # in it, where what the user gave was wrong
 FAILED = []  # why the model could not be loaded
 
 
@@ -122,8 +123,16 @@ def ended_by(error):
     print(f"error: {error}", file=sys.stderr, flush=True)
     FAILED.append(error)
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        (Path(folder) / FAILED_MARK).touch()
+        (Path(folder) / FAILED_MARK).write_text(USER if isinstance(error, UserError) else "", encoding="utf-8")
     stop()
+
+
+def failure(folder):
+    """What one of several processes failed with, as the error that their parent ends with; None where none did."""
+    mark = Path(folder) / FAILED_MARK
+    if not mark.is_file():
+        return None
+    return UserError if mark.read_text(encoding="utf-8") == USER else WorkFailed
 
 
 def stop():

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -17,13 +18,13 @@ from service.bodies import (
     json_bytes,
     parsed,
     read_body,
+    split_lines,
+    split_list,
     while_there,
 )
-from tasks.case_limits import kind_of
 
-BATCH_WINDOW = 64  # of a batch's cases so many are in the queue at a time
-MOST_BATCHES = 3  # at a time: their cases leave room in the queue for single requests
-BATCH_WITHIN_S = 120.0  # for its body to come
+BATCH_WINDOW = 64  # of a batch's cases so many are in the queue at a time, where a server elsewhere answers them
+BATCHES_WAITING = 2  # of a batch's cases the queue holds so many of the model's own batches: one is answered, one waits
 TRY_AGAIN_S = 0.1  # after the queue was full
 
 
@@ -43,7 +44,7 @@ def add_routes(app, service):
 
 async def answer_one(service, request, detail):
     check_type(request)
-    body = await read_body(request, service.limits.most_body_bytes, service.limits.timeout_s)
+    body = await read_body(request, service.limits)
     request.state.log = {"bytes": len(body)}
     case = checked(parsed(body), service.contract)
     if service.settings.log_records:
@@ -68,35 +69,56 @@ def with_detail(service, case, answer, reply, detail):
 class Batches:
     def __init__(self, service):
         self.service = service
+        self.limits = service.limits
         self.words = service.contract.words
         self.n_now = 0
+        # One at a time: a batch is megabytes, and others are to be answered meanwhile.
+        self.reader = ThreadPoolExecutor(1, "batch")
 
     async def answer(self, request, detail):
         kind = check_type(request, *LINES_TYPES)
-        if self.n_now >= MOST_BATCHES:
+        # Taken before the body is read: what waits for its last byte is a batch too.
+        if self.n_now >= self.limits.most_batches:
             raise too_busy(1)
-        body = await read_body(request, self.service.limits.most_batch_bytes, BATCH_WITHIN_S)
-        # Megabytes of JSON take seconds, in which others are to be answered.
-        cases = await asyncio.to_thread(cases_of, body, kind != JSON_TYPE, self.words)
+        self.n_now += 1
+        try:
+            cases = await self.read(request, kind)
+            return Streamed(self.streamed(cases, detail), self.leave)
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self):
+        self.n_now -= 1
+
+    async def read(self, request, kind):
+        """The bytes of each case, or what is wrong with one in its place."""
+        body = await read_body(request, self.limits, self.limits.most_batch_bytes, self.limits.batch_within_s)
+        split = split_list if kind == JSON_TYPE else split_lines
+        loop = asyncio.get_running_loop()
+        cases = await loop.run_in_executor(self.reader, split, body, self.limits, self.words)
+        if not cases:
+            raise Refused(422, f"no {self.words.case} in it: a list of {self.words.cases} or one a line is wanted")
         request.state.log = {"bytes": len(body), self.words.cases: len(cases)}
         if self.service.settings.log_records:
-            readable = [None if isinstance(case, Refused) else case for case in cases]
+            readable = [None if isinstance(case, Refused) else parsed(case) for case in cases]
             request.state.log |= {f"all_{self.words.cases}": readable}
-        return StreamingResponse(self.streamed(cases, detail), media_type="application/x-ndjson")
+        return cases
 
     async def streamed(self, cases, detail):
         """One line of JSON a case, in order; what is wrong with one says so in its place."""
         asked = deque()
-        self.n_now += 1
+        engine = self.service.engine
+        is_here = engine is not None and not engine.is_elsewhere
+        window = min(BATCH_WINDOW, BATCHES_WAITING * engine.batch_size) if is_here else BATCH_WINDOW
         try:
             for case in cases:
                 asked.append(asyncio.create_task(self.one(case, detail)))
-                if len(asked) == BATCH_WINDOW:
+                if len(asked) == window:
                     yield json_bytes(await asked.popleft()) + b"\n"
             while asked:
                 yield json_bytes(await asked.popleft()) + b"\n"
         finally:
-            self.n_now -= 1
             # A client that has gone leaves the queue too.
             for task in asked:
                 task.cancel()
@@ -106,9 +128,9 @@ class Batches:
             try:
                 if isinstance(case, Refused):
                     raise case
-                checked(case, self.service.contract)
-                answer, reply = await self.service.answer(case, detail)
-                return with_detail(self.service, case, answer, reply, detail)
+                value = checked(parsed(case), self.service.contract)
+                answer, reply = await self.service.answer(value, detail, is_patient=True)
+                return with_detail(self.service, value, answer, reply, detail)
             except Refused as error:
                 # A batch waits for its turn; single requests are turned away.
                 if error.status != 429:
@@ -116,27 +138,15 @@ class Batches:
                 await asyncio.sleep(TRY_AGAIN_S)
 
 
-def cases_of(body, is_lines, words):
-    """The cases of a list, or of one case a line; a line that cannot be read keeps its place as the Refused that it
-    raised.
-    """
-    found = read_lines(body) if is_lines else parsed(body)
-    if not isinstance(found, list):
-        raise Refused(
-            422,
-            f"a list of {words.cases} is wanted, found {kind_of(found)}; one {words.case} a line has the content type "
-            "application/x-ndjson",
-        )
-    if not found:
-        raise Refused(422, f"no {words.case} in it: a list of {words.cases} or one {words.case} a line is wanted")
-    return found
+class Streamed(StreamingResponse):
+    """A batch's answer, whose place is free again when it ends, however it ends."""
 
+    def __init__(self, lines, leave):
+        super().__init__(lines, media_type="application/x-ndjson")
+        self.leave = leave
 
-def read_lines(body):
-    found = []
-    for line in filter(bytes.strip, body.split(b"\n")):
+    async def __call__(self, scope, receive, send):
         try:
-            found.append(parsed(line))
-        except Refused as error:
-            found.append(error)
-    return found
+            await super().__call__(scope, receive, send)
+        finally:
+            self.leave()

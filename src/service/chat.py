@@ -30,7 +30,7 @@ def add_routes(app, service):
     @app.post("/v1/chat/completions", **contract.chat(service.contract))
     async def chat(request: Request):
         check_type(request)
-        body = await read_body(request, service.limits.most_body_bytes, service.limits.timeout_s)
+        body = await read_body(request, service.limits)
         request.state.log = {"bytes": len(body)}
         asked = checked(parsed(body), service.task)
         _, reply = await while_there(request, service.answered(asked["messages"], bool(asked.get("logprobs"))))

@@ -1,12 +1,14 @@
 """The queue in which requests wait for the model. It has a length: a request that finds it full is turned away at once,
 with a time to come again.
 
-Worker threads take from it. An engine in this process has one, which answers whatever waits as one batch; a server
-elsewhere has many, each asking for one answer, and does its own batching.
+Worker threads take from it. An engine in this process has one, which answers what waits in batches of rows that are
+about as long: all rows of a batch are padded to the longest, and one odd record would cost everyone its length. A
+server elsewhere has many threads, each asking for one answer, and does its own batching.
 """
 
 import asyncio
 import contextlib
+import heapq
 import math
 import threading
 import time
@@ -20,6 +22,8 @@ LINGER_SHARE = 0.05  # of the last batch's time, which the next one waits for th
 LONGEST_LINGER_S = 0.05
 RECENT = 50  # answers whose time shows how fast the queue moves
 FIRST_GUESS_S = 0.1  # an answer, before there was one
+MOST_PADDED = 2.0  # a batch's rows, all as long as its longest, over what they hold
+PATIENT_SHARE = 0.5  # of the time that a request has, after which one that gives way to others does so no longer
 
 
 class Busy(Exception):
@@ -42,8 +46,10 @@ class Unanswered(Exception):
 class Waiting:
     messages: list
     with_shares: bool  # of the labels; an engine in this process gives them always
+    due_s: float  # the earlier, the sooner it is answered
     loop: object
     future: object
+    n_tokens: int | None = None  # of its prompt, once it was read
 
     def resolve(self, result):
         """Hand the result over, from a worker's thread; a request that has stopped waiting gets nothing."""
@@ -59,11 +65,12 @@ class Waiting:
 
 
 class Queue:
-    def __init__(self, engine, most_waiting, n_workers=1, most_at_once=1):
+    def __init__(self, engine, most_waiting, n_workers=1, n_batches_seen=1):
         self.engine = engine
         self.most_waiting = most_waiting
-        self.most_at_once = most_at_once
-        self.waiting = deque()
+        self.most_at_once = 1 if engine.is_elsewhere else engine.batch_size
+        self.most_seen = n_batches_seen * self.most_at_once
+        self.waiting = []
         self.is_open = True
         self.is_broken = False  # an engine in this process failed on the last batch
         self.n_inside = 0  # waiting or being answered: now, and at most since the last batch was taken
@@ -78,10 +85,13 @@ class Queue:
     def __len__(self):
         return len(self.waiting)
 
-    async def answer(self, messages, timeout_s, with_shares=False):
-        """The model's Answer, or Busy, TooLong, Unanswered, TimeoutError."""
+    async def answer(self, messages, timeout_s, with_shares=False, is_patient=False):
+        """The model's Answer, or Busy, TooLong, Unanswered, TimeoutError. A patient request lets others go first, for a
+        share of its time.
+        """
         loop = asyncio.get_running_loop()
-        mine = Waiting(messages, with_shares, loop, loop.create_future())
+        due_s = time.monotonic() + (PATIENT_SHARE * timeout_s if is_patient else 0)
+        mine = Waiting(messages, with_shares, due_s, loop, loop.create_future())
         with self.changed:
             if not self.is_open or len(self.waiting) >= self.most_waiting:
                 raise Busy(self.wait_s())
@@ -124,16 +134,30 @@ class Queue:
             while len(self.waiting) < wanted and (left := until - time.monotonic()) > 0:
                 self.changed.wait(left)
             self.most_inside = self.n_inside
-            batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most_at_once))]
-            QUEUE_DEPTH.dec(len(batch))
-            return batch
+            seen = heapq.nsmallest(self.most_seen, self.waiting, key=lambda one: one.due_s)
+            if self.engine.is_elsewhere:
+                return self._taken(seen)
+        fitting = self._fitting(seen)
+        batch = together(fitting, self.most_at_once)
+        with self.changed:
+            refused = [one for one in seen if one not in fitting]
+            return [one for one in self._taken([*refused, *batch]) if one in batch]
+
+    def _taken(self, these):
+        """Those of them that still wait, and no longer do."""
+        found = [one for one in these if one in self.waiting]
+        for one in found:
+            self.waiting.remove(one)
+        QUEUE_DEPTH.dec(len(found))
+        return found
 
     def _work(self):
         while True:
             batch = self._take()
             start = time.monotonic()
             try:
-                self._answer(batch)
+                if batch:
+                    self._answer(batch)
             except Exception as error:
                 self.is_broken = True
                 resolve_all(batch, Unanswered(place_of(error)))
@@ -147,20 +171,19 @@ class Queue:
             for one in batch:
                 one.resolve(self._asked(one))
             return
-        fitting = self._fitting(batch)
-        if not fitting:
-            return
-        for at, answer in self.engine.answers([one.messages for one in fitting]):
+        for at, answer in self.engine.answers([one.messages for one in batch]):
             # Before anyone gets an answer, the engine counts as whole again.
             self.is_broken = False
-            fitting[at].resolve(answer)
+            batch[at].resolve(answer)
 
-    def _fitting(self, batch):
+    def _fitting(self, seen):
         """Those whose prompts the model can read; the others are refused: one odd prompt must not fail its batch."""
         fitting = []
-        for one in batch:
+        for one in seen:
             try:
-                self.engine.check_prompt(one.messages)
+                if one.n_tokens is None:
+                    self.engine.check_prompt(one.messages)
+                    one.n_tokens = length_of(one.messages, self.engine.chat)
                 fitting.append(one)
             except Exception as error:
                 one.resolve(refusal(error))
@@ -176,6 +199,28 @@ class Queue:
 def refusal(error):
     """What an engine raised, as the request gets it; an engine's UserError is about the prompt's length."""
     return TooLong(str(error)) if isinstance(error, UserError) else Unanswered(place_of(error))
+
+
+def length_of(messages, chat):
+    """Tokens of a prompt; of an engine that does not say how it renders one, its letters."""
+    if chat is None:
+        return sum(len(message["content"]) for message in messages)
+    return len(chat.prompts_ids([messages])[0])
+
+
+def together(waiting, most):
+    """The next batch: who is due first, then those nearest to it in length whom it does not cost much padding."""
+    batch = waiting[:1]
+    longest = n_tokens = sum(one.n_tokens for one in batch)
+    now = time.monotonic()
+    # Who gives way to others only fills up what they leave free.
+    for one in sorted(waiting[1:], key=lambda one: (one.due_s > now, abs(one.n_tokens - batch[0].n_tokens))):
+        longest_then = max(longest, one.n_tokens)
+        if len(batch) < most and longest_then * (len(batch) + 1) <= MOST_PADDED * (n_tokens + one.n_tokens):
+            batch.append(one)
+            longest = longest_then
+            n_tokens += one.n_tokens
+    return batch
 
 
 def resolve_all(batch, result):

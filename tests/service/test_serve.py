@@ -24,7 +24,6 @@ import pytest
 
 import serve
 import service.answering
-import service.cases
 import service.memory
 import tasks.crm.service
 from common import ROOT, UserError, WorkFailed
@@ -342,12 +341,13 @@ def test_half_a_letter_in_a_chat_is_refused(served):
 def test_a_key_twice_among_very_many_is_told_at_once(served):
     body = "[{" + ",".join(f'"{at}":0' for at in range(400_000)) + ',"399999":1}]'
     start = time.monotonic()
-    assert served().post("/match/batch", content=body, headers={"content-type": "application/json"}).status_code == 400
+    client = served(limits=Limits(most_body_bytes=10_000_000))
+    assert client.post("/match/batch", content=body, headers={"content-type": "application/json"}).status_code == 400
     assert time.monotonic() - start < 20
 
 
 def test_a_body_that_does_not_come_is_given_up(served, capfd):
-    client = served(limits=Limits(timeout_s=0.3))
+    client = served(limits=Limits(body_within_s=0.3))
     head = b"POST /match HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{"
     with socket.create_connection(("127.0.0.1", client.base_url.port)) as slow:
         slow.sendall(head)
@@ -363,7 +363,7 @@ def test_few_batches_at_a_time_so_that_others_find_room(served):
     model.gate.clear()
     client = served(model)
     with ThreadPoolExecutor(4) as pool:
-        under_way = [pool.submit(client.post, "/match/batch", json=[PAIR]) for _ in range(service.cases.MOST_BATCHES)]
+        under_way = [pool.submit(client.post, "/match/batch", json=[PAIR]) for _ in range(Limits.most_batches)]
         until = time.monotonic() + 10
         while "steward_in_flight 4.0" not in client.get("/metrics").text and time.monotonic() < until:
             time.sleep(0.02)
@@ -415,17 +415,18 @@ def test_without_keys_nobody_is_answered_under_another_name(served, host, status
     [
         (("--host", "0.0.0.0"), "whoever reaches this machine could ask"),
         (("--keys", "nowhere"), "nowhere: no such file"),
-        (("--queue", 0), "--queue 0: at least 1"),
+        (("--queue", 0), "--queue 0: a whole number from 1 to 1,000,000 is wanted"),
         (("--model_path", "nowhere"), "no such model folder"),
         (("--backend", "x"), "there is no such engine"),
-        (("--workers", 0), "at least 1"),
+        (("--workers", 0), "--workers (make: WORKERS=) 0: a whole number from 1 to 1,024"),
         (("--workers", 2, "--keep_traffic"), "--workers 1"),
         (("--engine_args=--dtype half",), "no server is started here"),
-        (("--port", 70_000), "at most 65535"),
-        (("--port", 0), "at least 1"),
+        (("--port", 70_000), "--port (make: PORT=) 70000: a whole number from 1 to 65,535"),
+        (("--port", 0), "--port (make: PORT=) 0: a whole number from 1 to"),
+        (("--port", "abc"), "--port (make: PORT=) abc: a whole number from 1 to"),
         (("--review", "nowhere"), "nowhere: no such file"),
         (("--backend", "openai_api"), "--upstream"),
-        (("--timeout", "nan"), "at least 0.1"),
+        (("--timeout", "nan"), "--timeout nan: a number from 0.1"),
         (("--workers", 2, "--backend", "vllm"), "a vllm server of its own"),
     ],
 )

@@ -12,6 +12,7 @@ import uvicorn
 
 import service.answering
 import service.app
+import service.connection
 from common import ROOT, UserError
 from constrained_decode import Answer, Engine
 from language_model import model_server
@@ -67,7 +68,10 @@ def running(engine=None, monkeypatch=None, **settings):
     context = contextvars.copy_context()
     server = uvicorn.Server(
         uvicorn.Config(
-            context.run(service.app.build, settings), port=settings.port, log_level="error", access_log=False
+            context.run(service.app.build, settings),
+            port=settings.port,
+            log_level="critical",
+            **service.connection.options(settings),
         )
     )
     thread = threading.Thread(target=context.run, args=(server.run,), daemon=True)
