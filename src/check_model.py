@@ -4,6 +4,7 @@ Config, chat template, lengths, what LoRA adapts, memory and time, and one train
 """
 
 import argparse
+import itertools
 import os
 import sys
 
@@ -79,9 +80,7 @@ def check_template(chat, task, row):
     control = chat.control_ids()
     example = chat_template.encode(row["prompt"], row["completion"], chat)
     end = example["input_ids"][-1]
-    bos = chat.tokenizer.bos_token_id
     from_record = [id for id in ids if id in control] != [id for id in plain_ids if id in control]
-    one_bos = bos is None or ids.count(bos) <= 1 and (ids[0] == bos) == (bos in ids)
     n_spellings = len(HOSTILE.split())
     checks = [
         (task.system_text in chat.tokenizer.decode(ids), "system text is in the prompt that training and serving use"),
@@ -89,7 +88,7 @@ def check_template(chat, task, row):
             not from_record,
             f"control tokens are the template's own ({n_spellings} spellings in a {task.case} stay text)",
         ),
-        (one_bos, f"beginning token: {ids.count(bos) if bos is not None else 0}"),
+        beginning(ids, chat.tokenizer.bos_token_id),
         (
             end in control and example["labels"][-1] == end,
             f"end token {chat.tokenizer.decode([end])!r} is trained, so the model learns to stop",
@@ -103,6 +102,19 @@ def check_template(chat, task, row):
     for good, words in checks:
         passed &= say(good, words)
     return passed
+
+
+def beginning(ids, bos):
+    """(whether a prompt begins as its family's do, what was found): with one beginning token or none.
+
+    ChatML of the SmolLM2 family opens every turn with it, so more of them are the template's own; two in a row are not.
+    """
+    n = ids.count(bos)
+    if n and ids[0] != bos:
+        return False, f"beginning token: {n}, none of them at the beginning; correct the chat template"
+    if (bos, bos) in itertools.pairwise(ids):
+        return False, f"beginning token: {n}, two in a row; take one out of the chat template"
+    return True, f"beginning token: {n}{', the template opens every turn with it' if n > 1 else ''}"
 
 
 def reads_clock(chat, messages):

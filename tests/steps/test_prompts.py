@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 import check_model
 import dataset
+import make_standin
 from common import UserError, to_json
 from language_model import chat_template, hub, verdict_branch
 from support import families
@@ -198,6 +199,24 @@ def test_check_model_passes_every_line(chat, capsys):
     assert check_model.check_template(chat, TASK, prompt_row(next(synthetic_rows(1, 3))))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and all(line.startswith("ok  ") for line in lines), lines
+
+
+def test_a_template_may_open_its_turns_with_the_beginning_token_but_not_write_two_in_a_row(folders, capsys):
+    """As SmolLM2's does, whose beginning token is ChatML's own opener."""
+    row = prompt_row(next(synthetic_rows(1, 3)))
+    settings = families.config("qwen3_4b", folders["qwen3_4b"]).chat
+    opener = "<|im_start|>"
+    found = {}
+    for name, head in (("own", ""), ("doubled", "{{- bos_token }}"), ("late", "{{- '\n' }}")):
+        tokenizer = families.byte_level_tokenizer("qwen3_4b")
+        tokenizer.bos_token = opener
+        tokenizer.chat_template = head + make_standin.TEMPLATE
+        chatml = chat_template.pinned_chat(tokenizer, settings)
+        assert chatml.prompt_text(TASK.messages(PLAIN)).lstrip().startswith(opener)
+        found[name] = check_model.check_template(chatml, TASK, row), capsys.readouterr().out
+    assert found["own"][0] and "ok   beginning token: 3, the template opens every turn with it" in found["own"][1]
+    assert not found["doubled"][0] and "FAIL beginning token: 4, two in a row" in found["doubled"][1]
+    assert not found["late"][0] and "FAIL beginning token: 3, none of them at the beginning" in found["late"][1]
 
 
 def test_verdicts_part_at_one_token_after_the_fixed_opening(chat):
