@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import dataset
-from common import UserError, existing_file, read_json, row_id, run, sha256_file, written_whole
+from common import UserError, counted, existing_file, read_json, row_id, run, sha256_file, written_whole
 from config import load_config
 from language_model import chat_template
 from manifest import Clock, fingerprint, write_manifest
@@ -34,7 +34,7 @@ def main():
     gauges = [LengthGauge(path, task) for path in args.config]
     n_rows = write_prompts(folder, out, task, gauges)
     (out / "manifest.json").unlink(missing_ok=True)
-    print(", ".join(f"{n:,} {split} prompts" for split, n in n_rows.items()) + f" in {out}")
+    print(", ".join(counted(n, f"{split} prompt") for split, n in n_rows.items()) + f" in {out}")
     for gauge in gauges:
         gauge.report()
     if not gauges:
@@ -108,7 +108,7 @@ def write_prompts(folder, out, task, gauges):
         if not n_rows["train"]:
             raise UserError(f"{sources['train']}: there is no row in it; make it again with src/prepare_splits.py")
     if n_sides:
-        print(f"note: {n_sides:,} answers {task.hook('data', 'SIDES_NOTE')}")
+        print(f"note: {n_sides:,} of {sum(n_rows.values()):,} answers {task.hook('data', 'SIDES_NOTE')}")
     return n_rows
 
 

@@ -5,12 +5,18 @@ split.
 """
 
 import argparse
+import json
+from collections import Counter
 from pathlib import Path
 
+import locks
+import sources
+import tables
 from common import (
     ROOT,
     UserError,
-    existing_file,
+    counted,
+    parse_json,
     progress,
     read_json,
     read_lines,
@@ -20,11 +26,10 @@ from common import (
     written_whole,
 )
 from manifest import Clock, fingerprint, write_manifest
-from rows import Problems, checked_rows
-from tasks import DEFAULT, load_task, synthesis
+from rows import Problems, checked_rows, mix_warnings, one_class_problem
+from tasks import DEFAULT, load_task, plain_tables, synthesis, task_named_in
 
 ALL_ROWS = "rows"  # the one class of a task that stratifies by nothing
-SYNTHETIC = "synthetic.jsonl"
 MOST_CLASSES = 100  # each needs rows in every split, and a class's number is kept in one byte
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
 SYNTHETIC_ROWS = 2_000
@@ -34,27 +39,40 @@ def main():
     args = parse_args()
     clock = Clock()
     task = load_task(args.task)
-    if not args.force and is_done(args, task):
-        print(f"the splits in {args.out} are up to date: same rows, seed and code (--force makes them again)")
-        date_after_inputs(args)
-        return
-    source, synthetic = find_rows(args, task)
+    with locks.only_writer(args.out), sources.labelled(args, task) as source:
+        if not args.force and is_done(args, task, source):
+            print(f"the splits in {args.out} are up to date: same rows, settings and code (--force makes them again)")
+            date_after_inputs(args)
+        else:
+            split(args, task, source, clock)
+
+
+def split(args, task, source, clock):
+    """Make the three files and, last, their manifest."""
+    if source.synthetic:
+        draw(args, task, source)
     from entity_resolution import near_duplicates  # numpy: not for --help
 
-    index, classes = read_index(source, task)
+    complete = Completing(task, args.reasons)
+    index, classes = read_index(source, task, complete)
     groups = near_duplicates.groups(index)
     split_of, n_moved = assign(index.labels, groups, args.seed)
-    counts = write_splits(source, args.out, split_of, index, classes)
+    facts = {"fingerprint": splits_fingerprint(source.path, args, task), "source_sha256": sha256_file(source.path)}
+    counts = write_splits(source, args.out, split_of, index, classes, complete)
     (Path(args.out) / "manifest.json").unlink(missing_ok=True)
-    report(counts, n_moved, groups, index, task, synthetic)
+    source.keep()
+    report(counts, n_moved, groups, index, task, source)
+    complete.report(len(index.labels))
     write_manifest(
         Path(args.out) / "manifest.json",
         clock,
         task=task.name,
-        source=Path(source).name,
-        synthetic=synthetic,
-        fingerprint=splits_fingerprint(source, args, task),
-        source_sha256=sha256_file(source),
+        source=Path(source.name).name,
+        synthetic=source.synthetic,
+        **facts,
+        **source.facts,
+        reasons=args.reasons,
+        reasons_made=complete.n,
         seed=args.seed,
         rows=len(index.labels),
         pairs_moved=n_moved,
@@ -67,11 +85,13 @@ def main():
 
 
 def parse_args():
+    task = task_named_in("prepare_splits.py")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--in",
         dest="source",
-        help="labelled rows, JSON Lines; if it is missing, synthetic pairs take its place (default data/all.jsonl)",
+        help="labelled rows: JSON Lines, or a CSV, TSV, Excel or Parquet table; where data/all.jsonl is missing, a "
+        "table of that name or synthetic rows take its place (default data/all.jsonl)",
     )
     parser.add_argument("--out", help="folder for train.jsonl, val.jsonl, test.jsonl and manifest.json (default data)")
     parser.add_argument(
@@ -81,40 +101,81 @@ def parse_args():
         help=f"how many synthetic rows where --in is missing (default {SYNTHETIC_ROWS:,})",
     )
     parser.add_argument("--seed", type=int, default=42, help="another seed gives another split (default 42)")
+    parser.add_argument(
+        "--reasons",
+        choices=("keep", "make", "drop"),
+        default="keep",
+        help="sentences beside the verdicts: keep those of the rows and make missing ones from the fields; make all; "
+        "or drop all for one that names no field (default keep)",
+    )
     parser.add_argument("--force", action="store_true", help="split again even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
-    args = parser.parse_args()
+    tables.add_options(parser)
+    (task.module("from_tables") or plain_tables).add_options(parser)
+    return checked_args(parser.parse_args(), task)
+
+
+def checked_args(args, task):
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a whole number from 0 on")
     if args.rows < 1:
         raise UserError(f"--rows {args.rows}: a whole number from 1 on")
-    folder = load_task(args.task).under("data")
-    args.source = args.source or folder / "all.jsonl"
+    if args.reasons != "keep" and not task.module("completing"):
+        raise UserError(
+            f"--reasons {args.reasons}: the task {task.name} makes no part of an answer (it has no "
+            f"src/tasks/{task.name}/completing.py); leave the option out"
+        )
+    folder = task.under("data")
+    args.source = args.source or folder / sources.USUAL
     args.out = args.out or folder
     return args
 
 
-def is_done(args, task):
+class Completing:
+    """Gives answers the part that they lack, as the task makes it, and counts them."""
+
+    def __init__(self, task, how):
+        self.task = task
+        self.how = how
+        self.n = 0
+
+    def __call__(self, case, answer):
+        whole = self.task.completed(case, answer, self.how)
+        self.n += whole is not answer
+        return whole
+
+    def report(self, n_rows):
+        if self.n:
+            part = self.task.verdict.reason if self.task.verdict else "answer"
+            how = "without a word about fields" if self.how == "drop" else f"from the fields of their {self.task.case}"
+            print(f"the {part} of {self.n:,} of {counted(n_rows, 'row')} was made, {how} (--reasons {self.how})")
+
+
+def is_done(args, task, source):
     """Whether these very splits are there already, byte for byte."""
     manifest = Path(args.out) / "manifest.json"
-    source = Path(args.source) if Path(args.source).exists() else Path(args.out) / SYNTHETIC
-    if not manifest.is_file() or not source.is_file():
+    if not manifest.is_file() or not source.path.is_file():
+        return False
+    if source.kept_as and not source.kept_as.is_file():
         return False
     facts = read_json(manifest)
     splits = {name: Path(args.out) / f"{name}.jsonl" for name in SPLITS}
-    return facts.get("fingerprint") == splits_fingerprint(source, args, task) and all(
+    return facts.get("fingerprint") == splits_fingerprint(source.path, args, task) and all(
         path.is_file() and sha256_file(path) == facts["sha256"].get(name) for name, path in splits.items()
     )
 
 
-def splits_fingerprint(source, args, task):
-    """The name of what the splits depend on: rows, seed, what the task says of its rows, and the code."""
-    facts = {"task": task.name, "rows": sha256_file(source), "seed": args.seed, "stratify_by": task.stratify_by}
-    sources = [__file__, task.folder / "data.py"]
-    if Path(source).name == SYNTHETIC and (generator := task.module("synthetic")):
-        sources.append(generator.__file__)
+def splits_fingerprint(rows, args, task):
+    """The name of what the splits depend on: rows, settings, what the task says of its rows, and the code."""
+    facts = {"task": task.name, "rows": sha256_file(rows), "seed": args.seed, "stratify_by": task.stratify_by}
+    facts["reasons"] = args.reasons
+    code = [__file__, task.folder / "data.py"]
+    if completing := task.module("completing"):
+        code.append(completing.__file__)
+    if Path(rows).name == sources.SYNTHETIC and (generator := task.module("synthetic")):
+        code.append(generator.__file__)
         facts["synthetic_rows"] = args.rows
-    return fingerprint(facts | {"schema": task.answer_schema}, *sources)
+    return fingerprint(facts | {"schema": task.answer_schema}, *code)
 
 
 def date_after_inputs(args):
@@ -125,47 +186,45 @@ def date_after_inputs(args):
         manifest.touch()
 
 
-def find_rows(args, task):
-    """The user's file, or synthetic rows in its place, which the run says."""
-    if Path(args.source).exists():
-        return args.source, False
-    if not task.module("synthetic"):
-        raise UserError(
-            f"{args.source}: no such file, and the task {task.name} has no generator; put labelled rows there, "
-            'one {"input": ..., "output": ...} a line'
-        )
-    made = Path(args.out) / SYNTHETIC
+def draw(args, task, source):
+    """Synthetic rows in the place of a file that is not there, which the run says."""
     print(
-        f"{args.source} is not there: making {args.rows:,} synthetic {task.case}s in {made} instead; "
-        f"put your own labelled {task.case}s into {args.source} for a model that knows your data",
+        f"{args.source} is not there: making {args.rows:,} synthetic {task.case}s in {source.path} instead; "
+        f"put your own labelled {task.case}s into {args.source}, or name a table with --in, for a model that knows "
+        "your data",
         flush=True,
     )
-    synthesis.make(task.name, args.rows, 1, made)
-    return made, True
+    synthesis.make(task.name, args.rows, 1, source.path)
+    source.name = str(source.path)
 
 
-def read_index(source, task):
+def read_index(source, task, complete):
     """(the few numbers kept of each row, the names of the classes), from one pass that checks every row."""
     from entity_resolution import near_duplicates
 
-    with open(existing_file(source), "rb") as lines:
+    with open(source.path, "rb") as lines:
         n_lines = sum(1 for _ in lines)
     if n_lines == 0:
-        raise UserError(f"{source}: the file is empty; it needs one labelled {task.case} a line")
+        raise UserError(f"{source.name}: the file is empty; it needs one labelled {task.case} a line")
     index = near_duplicates.Index(n_lines, task)
     classes = list(task.verdict.labels) if task.stratifies_by_verdict else []
     problems = Problems()
     with progress(n_lines, "rows", "check and index") as bar:
-        for number, row in checked_rows(source, task, problems):
+        for number, row in checked_rows(source.path, task, problems, complete, source.place):
             verdict = task.verdict.labels.index(task.verdict.of(row["output"])) if task.verdict else 0
             index.add(number, row, class_number(row, task.stratify_by, classes), verdict)
             bar.update(1)
         index.close()
-    for message in index.conflicts(source):
-        problems.note(message)
-    problems.stop_if_any(source)
-    if index.n < 3:
-        raise UserError(f"{source}: {index.n} labelled row(s); three splits need at least 3")
+    for number, message in index.conflicts(source):
+        problems.note(source.place(number), message)
+    problems.stop_if_any(source.name)
+    if index.n < len(SPLITS):
+        raise UserError(
+            f"{source.name}: {counted(index.n, 'labelled row')}; {len(SPLITS)} splits need at least {len(SPLITS)}"
+        )
+    verdicts = Counter(task.verdict.labels[at] for at in index.verdicts) if task.verdict else {}
+    if problem := one_class_problem(verdicts, task):
+        raise UserError(f"{source.name}: {problem}")
     return index, classes
 
 
@@ -237,20 +296,28 @@ def fill(split_of, rows_of_class, room):
         split_of[rows] = np.repeat(np.arange(len(room)), counts)
 
 
-def write_splits(source, folder, split_of, index, classes):
-    """Second pass: every line goes to its split as it stands, and the classes are counted."""
+def write_splits(source, folder, split_of, index, classes, complete):
+    """Second pass: every line goes to its split as it stands, or with what its answer lacked; counts the classes."""
     names = list(SPLITS)
     counts = {name: dict.fromkeys(classes, 0) for name in names}
     paths = [Path(folder) / f"{name}.jsonl" for name in names]
     at = 0
     with written_whole(*paths) as files, progress(len(split_of), "rows", "write splits") as bar:
-        for number, line in read_lines(source):
+        for number, line in read_lines(source.path):
             if at < len(split_of) and index.lines[at] == number:
+                line = completed_line(line, complete) if complete.n else line
                 files[split_of[at]].write(line if line.endswith("\n") else line + "\n")
                 counts[names[split_of[at]]][classes[index.labels[at]]] += 1
                 at += 1
                 bar.update(1)
     return counts
+
+
+def completed_line(line, complete):
+    """The line of a row whose answer is whole; the same line where it was."""
+    row = parse_json(line)
+    whole = complete.task.completed(row["input"], row["output"], complete.how)
+    return line if whole is row["output"] else json.dumps(row | {"output": whole}, ensure_ascii=False)
 
 
 def largest(groups):
@@ -259,13 +326,13 @@ def largest(groups):
     return int(np.bincount(groups).max())
 
 
-def report(counts, n_moved, groups, index, task, synthetic):
+def report(counts, n_moved, groups, index, task, source):
     n_rows = len(index.labels)
     n_groups = int(groups.max()) + 1
     print(
-        f"{n_rows:,} {'synthetic ' if synthetic else ''}rows, {n_groups:,} groups, largest {largest(groups):,}; "
-        f"{n_moved:,} {task.case}s moved so that nothing stands in two splits; "
-        f"{index.identical_pairs:,} rows repeat an earlier {task.case}"
+        f"{counted(n_rows, 'synthetic row' if source.synthetic else 'row')}, {counted(n_groups, 'group')}, largest "
+        f"{largest(groups):,}; {counted(n_moved, task.case)} moved so that nothing stands in two splits; "
+        f"{counted(index.identical_pairs, f'repeated {task.case}')}"
     )
     for name, classes in counts.items():
         total = sum(classes.values())
@@ -276,9 +343,11 @@ def report(counts, n_moved, groups, index, task, synthetic):
             f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; rows that look alike are "
             "chained together, so the splits cannot keep 80/10/10"
         )
+    for warning in mix_warnings(counts, task):
+        print(f"warning: {warning}")
     for name, classes in counts.items():
         for label, n in classes.items():
-            if n == 0:
+            if n == 0 and any(other[label] for other in counts.values()):
                 kind = f"{label} row" if label != ALL_ROWS else "row"
                 print(f"warning: {name} has no {kind}; its scores there cannot be measured")
 

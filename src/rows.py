@@ -1,27 +1,36 @@
 """Labelled rows: what a row must be, and every line that is not one, by number."""
 
+import math
 import sys
 
-from common import UserError, existing_file, parse_json, read_lines
+import tables
+from common import UserError, counted, existing_file, parse_json, read_lines
 
 ROW_KEYS = {"id", "group", "input", "output", "meta"}
 MOST_PROBLEMS_SHOWN = 1_000
 MOST_LEVELS = 100  # of brackets in brackets; steps that walk a record recurse once a level
 TOO_DEEP = f"nested too deeply, at most {MOST_LEVELS} levels"
 MOST_LETTERS_SHOWN = 200
+FEWEST_TO_TRAIN = 60
+FEWEST_TESTED = 30  # a tenth of 300 rows; a share of 30 is known to within 18 points
 
 
 class Problems(list):
     """Messages about wrong lines; past a thousand the file is another kind of file and the reading stops."""
 
-    def note(self, message):
-        self.append(message)
+    def __init__(self):
+        super().__init__()
+        self.places = set()
+
+    def note(self, place, *messages):
+        self.places.add(place)
+        self.extend(f"{place}: {message}" for message in messages)
         if len(self) >= MOST_PROBLEMS_SHOWN:
             self.stop(f"the first {MOST_PROBLEMS_SHOWN:,} problems; the rest was not read")
 
     def stop_if_any(self, source):
         if self:
-            self.stop(f"{len(self):,} problem(s) in {source}")
+            self.stop(f"{counted(len(self), 'problem')} in {counted(len(self.places), 'line')} of {source}")
 
     def stop(self, headline):
         raise UserError(
@@ -29,32 +38,64 @@ class Problems(list):
         )
 
 
-def checked_rows(source, task, problems):
-    """(line number, row) of every good line; what is wrong with the others goes to `problems`."""
-    check = row_checker(task)
-    existing_file(source)
+def checked_rows(source, task, problems, complete=None, place=None):
+    """(line number, row) of every good line; what is wrong with the others goes to `problems`.
+
+    `complete(case, answer)` gives an answer what it lacks; `place(number)` is where the user finds a line.
+    """
+    check = row_checker(task, complete)
+    refuse_other_kinds(existing_file(source), source)
     for number, line in read_lines(source):
         try:
             row = check(line)
         except ValueError as error:
-            problems.note(f"{source}:{number}: {error}")
+            problems.note(place(number) if place else f"{source}:{number}", *error.args)
         else:
             if row is not None:
                 yield number, row
 
 
+def refuse_other_kinds(path, name):
+    """A table or another file in the place of JSON Lines is one mistake, not one a line."""
+    kind = tables.kind_of(path)
+    if kind in tables.REFUSED:
+        tables.refuse(path, name, kind)
+    if kind in tables.KINDS:
+        raise UserError(
+            f"{name} is {tables.KINDS[kind]}, and this step reads JSON Lines; make prep IN={name} (python "
+            f"src/prepare_splits.py --in {name}) reads labelled rows of a table"
+        )
+    if encoding := utf16_or_32(path):
+        raise UserError(
+            f"{name} is {encoding.upper()}, and JSON Lines are UTF-8; save it so, or: iconv -f {encoding} -t utf-8 "
+            f"{name} > rows.jsonl"
+        )
+
+
+def utf16_or_32(path):
+    """The encoding of a text of two or four bytes a letter; None of any other."""
+    with open(path, "rb") as file:
+        encoding = tables.encoding_of(file.read(tables.HEAD_BYTES))
+    return encoding if encoding != "utf-8-sig" else None
+
+
 def load_rows(source, task):
-    """All rows of a file, or one message with all its wrong lines."""
+    """All rows of a file, or one message with all its wrong lines; a part that the task can make may be missing."""
     problems = Problems()
-    rows = [row for _, row in checked_rows(source, task, problems)]
+    rows = [row for _, row in checked_rows(source, task, problems, keeping(task))]
     problems.stop_if_any(source)
     if not rows:
         raise UserError(f"{source}: the file is empty; it needs one labelled row a line")
     return rows
 
 
-def row_checker(task):
-    """A function from one line to its row, None for a blank line, ValueError with the reason otherwise."""
+def keeping(task):
+    """What completes an answer where something is missing, and leaves every other as it is."""
+    return lambda case, answer: task.completed(case, answer, "keep")
+
+
+def row_checker(task, complete=None):
+    """A function from one line to its row, None for a blank line, ValueError with every reason otherwise."""
 
     def check(line):
         if isinstance(line, UnicodeDecodeError):
@@ -64,12 +105,14 @@ def row_checker(task):
         if not line.strip():
             return None
         row = parse_line(line)
-        problems = row_problems(row) or [
-            *task.check_case(row["input"]),
-            *map(answer_problem, task.answer_problems(row["output"])),
-        ]
+        if problems := row_problems(row):
+            raise ValueError(*problems)
+        problems = task.check_case(row["input"])
+        if complete and not problems:
+            row["output"] = complete(row["input"], row["output"])
+        problems = [*problems, *map(answer_problem, task.answer_problems(row["output"]))]
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError(*problems)
         return row
 
     return check
@@ -137,9 +180,11 @@ def clipped(text):
 
 def cases_from_file(source, task):
     """(id or nothing, case) of each line of a file or of standard input; every wrong line is named."""
-    lines = enumerate(sys.stdin, 1) if source == "-" else read_lines(existing_file(source))
     found = []
     problems = []
+    if source != "-":
+        refuse_other_kinds(existing_file(source), source)
+    lines = enumerate(sys.stdin, 1) if source == "-" else read_lines(source)
     for number, line in lines:
         where = f"{source}:{number}"
         if isinstance(line, Exception):
@@ -154,7 +199,7 @@ def cases_from_file(source, task):
             problems += [f"{where}: {problem}" for problem in task.check_case(case)]
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise UserError(f"{len(problems)} problem(s) in {source}:\n  " + "\n  ".join(problems[:20]) + more)
+        raise UserError(f"{counted(len(problems), 'problem')} in {source}:\n  " + "\n  ".join(problems[:20]) + more)
     if not found:
         raise UserError(f"{source}: no {task.case} in it; one {task.example or 'JSON value'} a line")
     return found
@@ -178,3 +223,34 @@ def parsed_value(where, text):
         return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from error
+
+
+def one_class_problem(counts, task):
+    """Why rows with this {label: how many} teach no verdict; None where they can, and of a task without one."""
+    found = [label for label, n in counts.items() if n]
+    if not task.verdict or len(found) != 1:
+        return None
+    others = " or ".join(label for label in task.verdict.labels if label != found[0])
+    return (
+        f"every row is {found[0]}: a model would learn to say nothing else, and nothing could be measured; add rows "
+        f"that are {others}"
+    )
+
+
+def mix_warnings(classes, task):
+    """What the number and the mix of the rows will not allow; `classes` is {split: {class: how many}}, as the splits'
+    manifest has it.
+    """
+    n_rows = sum(sum(counts.values()) for counts in classes.values())
+    tested = {label: n for label, n in classes["test"].items() if n}
+    n_tested = sum(tested.values())
+    found = []
+    if n_tested < FEWEST_TESTED:
+        mix = f" ({', '.join(f'{n:,} {label}' for label, n in tested.items())})" if task.stratifies_by_verdict else ""
+        use = "too few to train on or to score" if n_rows < FEWEST_TO_TRAIN else "few to score"
+        known = f", so a KPI there is known to within {100 / math.sqrt(n_tested):.0f} points at best" if tested else ""
+        found.append(f"{counted(n_rows, 'row')} are {use}: the test split has {counted(n_tested, 'row')}{mix}{known}")
+    for label in task.verdict.labels if task.stratifies_by_verdict else ():
+        if not any(counts.get(label) for counts in classes.values()):
+            found.append(f"no row is {label}: the model will hardly ever say it")
+    return found

@@ -82,22 +82,22 @@ class Index:
         return int(self.n - len(np.unique(self.cases)))
 
     def conflicts(self, source):
-        """Ids used twice, and where the task has a verdict one case with two of them: a message for each."""
+        """(line, message) of ids used twice, and where the task has a verdict of one case with two of them."""
         found = []
         for first, second in repeats(self.ids):
             line = self.lines[second]
-            found.append(
-                f"{source}:{line}: id {id_in(source, line)!r} stands already in line {self.lines[first]}; ids must "
-                "differ"
-            )
+            twice = id_in(source.path, line)
+            before = source.line(self.lines[first])
+            found.append((line, f"id {twice!r} stands already in line {before}; ids must differ"))
         labels = self.task.verdict.labels if self.task.verdict else ()
         for first, second in repeats(self.cases) if labels else ():
             if self.verdicts[first] != self.verdicts[second]:
-                found.append(
-                    f"{source}:{self.lines[second]}: labelled {labels[self.verdicts[second]]}, but line "
-                    f"{self.lines[first]} holds the same {self.task.case} as {labels[self.verdicts[first]]}; decide "
-                    "which is right"
+                before = source.line(self.lines[first])
+                message = (
+                    f"labelled {labels[self.verdicts[second]]}, but line {before} holds the same {self.task.case} as "
+                    f"{labels[self.verdicts[first]]}; decide which is right"
                 )
+                found.append((self.lines[second], message))
         return found
 
 

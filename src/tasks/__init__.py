@@ -1,8 +1,8 @@
 """One folder = one task. The folder is the registry; a Task holds what every step may ask of it.
 
 A folder has task.yaml, prompt.md, data.py (what a row is) and sample.jsonl, and of these modules those that it needs:
-kpis.py (what an answer is worth), service.py, synthetic.py, importing.py, baseline.py. docs/tasks.md
-describes each.
+kpis.py (what an answer is worth), service.py, synthetic.py, importing.py, from_tables.py, completing.py, baseline.py.
+docs/tasks.md describes each.
 """
 
 import argparse
@@ -31,6 +31,8 @@ OPTIONAL_MODULES = (
     "service",
     "synthetic",
     "importing",
+    "from_tables",
+    "completing",
     "baseline",
     "measuring",
     "injection",
@@ -219,6 +221,11 @@ class Task:
     def parsed(self, text):
         """The answer that a text is, or None. Nothing is guessed from a text that is no answer."""
         return answers.parsed(self, text)
+
+    def completed(self, case, answer, how):
+        """The answer with what it lacks, a new object where the task made something; `how` is keep, make or drop."""
+        own = self.hook("completing", "completed")
+        return own(case, answer, how) if own else answer
 
     def answer_problems(self, answer):
         """What is wrong with an answer as a row holds it, as errors of jsonschema or as words."""

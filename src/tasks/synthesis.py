@@ -6,7 +6,9 @@ import multiprocessing
 import time
 from pathlib import Path
 
-from common import UserError, progress, sha256_file, shown_path, usable_cores, written_whole
+import interruption
+import locks
+from common import UserError, counted, progress, sha256_file, shown_path, usable_cores, written_whole
 from manifest import Clock, write_manifest
 from tasks import load_task
 
@@ -18,10 +20,16 @@ def make(task_name, n_rows, seed, out, pool="train", reference=None):
     cores.
     """
     task = load_task(task_name)
+    with locks.only_writer(out):
+        write_rows(task, n_rows, seed, out, pool, reference)
+
+
+def write_rows(task, n_rows, seed, out, pool, reference):
+    """The rows and their manifest."""
     recipe = checked_recipe(task, pool, reference)
     clock = Clock()
     start = time.perf_counter()
-    blocks = [(task_name, min(BLOCK, n_rows - at), seed, at, recipe) for at in range(0, n_rows, BLOCK)]
+    blocks = [(task.name, min(BLOCK, n_rows - at), seed, at, recipe) for at in range(0, n_rows, BLOCK)]
     n_workers = min(len(blocks), usable_cores())
     # spawn: fork would copy the threads of whatever the caller has loaded.
     with written_whole(out) as file, progress(n_rows, "pairs", "synthesize") as bar:
@@ -29,20 +37,20 @@ def make(task_name, n_rows, seed, out, pool="train", reference=None):
             file.write(block_text(blocks[0]))
             bar.update(n_rows)
         else:
-            with multiprocessing.get_context("spawn").Pool(n_workers) as workers:
+            with multiprocessing.get_context("spawn").Pool(n_workers, interruption.leave_to_parent) as workers:
                 for text in workers.imap(block_text, blocks):
                     file.write(text)
                     bar.update(text.count("\n"))
     rate = n_rows / (time.perf_counter() - start)
     print(
-        f"{n_rows:,} pairs in {out}: {rate:,.0f} pairs/s on {n_workers} {'core' if n_workers == 1 else 'cores'}, "
+        f"{n_rows:,} pairs in {out}: {rate:,.0f} pairs/s on {counted(n_workers, 'core')}, "
         f"{rate / n_workers:,.0f} a core",
         flush=True,
     )
     write_manifest(
         f"{out}.manifest.json",
         clock,
-        task=task_name,
+        task=task.name,
         rows=n_rows,
         seed=seed,
         pool=pool,

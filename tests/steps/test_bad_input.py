@@ -121,7 +121,6 @@ ROW_CASES = [
     output_case("unknown_verdict", {"result": "MAYBE", "reasoning": "x"}, "'MAYBE'", *LABELS),
     output_case("missing_verdict", {"reasoning": "x"}, "'result'"),
     output_case("reasoning_too_long", {"result": "POSSIBLE", "reasoning": "x" * 321}, "321", "320"),
-    output_case("reasoning_empty", {"result": "POSSIBLE", "reasoning": ""}, "output.reasoning", "''"),
     output_case("reasoning_not_text", {"result": "POSSIBLE", "reasoning": 7}, "output.reasoning", "7"),
     output_case("extra_key_in_output", {"result": "POSSIBLE", "reasoning": "x", "confidence": 1}, "'confidence'"),
     row_case("unknown_top_level_key", line(ROWS[2] | {"label": 1}), "'label'", "group, id, input, meta, output"),
@@ -155,7 +154,7 @@ ROW_CASES = [
     Case(
         "several_wrong_lines_are_all_listed",
         PREPARE,
-        ("in.jsonl:2: ", "in.jsonl:4: ", "in.jsonl:6: ", "'MAYBE'", "NaN", "3 problem(s)", FIX),
+        ("in.jsonl:2: ", "in.jsonl:4: ", "in.jsonl:6: ", "'MAYBE'", "NaN", "3 problems in 3 lines of in.jsonl", FIX),
         {
             "in.jsonl": "\n".join(
                 [
@@ -171,11 +170,11 @@ ROW_CASES = [
         },
     ),
     Case("empty_file", PREPARE, ("in.jsonl", "empty", "one labelled pair a line"), {"in.jsonl": ""}),
-    Case("only_blank_lines", PREPARE, ("in.jsonl", "0 labelled row(s)", "at least 3"), {"in.jsonl": "\n  \n\r\n"}),
+    Case("only_blank_lines", PREPARE, ("in.jsonl", "0 labelled rows", "at least 3"), {"in.jsonl": "\n  \n\r\n"}),
     Case(
         "too_few_rows",
         PREPARE,
-        ("in.jsonl", "2 labelled row(s)", "at least 3"),
+        ("in.jsonl", "2 labelled rows", "at least 3"),
         {"in.jsonl": line(ROWS[0]) + "\n" + line(ROWS[1]) + "\n"},
     ),
     Case("input_is_a_folder", PREPARE, ("in.jsonl", "is a folder", "check the path"), {"in.jsonl/x": ""}),
@@ -348,10 +347,11 @@ def run_step(command, folder, preexec_fn=None, **env):
     )
 
 
-def assert_refused(done, words):
-    """Exit code 2, one message that holds all the words, and no traceback."""
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert done.stderr.startswith("error: ") and len(re.findall("^error: ", done.stderr, re.M)) == 1, done.stderr[:2000]
+def assert_refused(done, words, code=2):
+    """The exit code, one message that holds all the words, and no traceback."""
+    start = {1: "failed: ", 2: "error: "}[code]
+    assert done.returncode == code, done.stderr[-2000:]
+    assert done.stderr.startswith(start) and len(re.findall(f"^{start}", done.stderr, re.M)) == 1, done.stderr[:2000]
     assert "Traceback" not in done.stderr and len(done.stderr) < 5_000
     missing = [word for word in words if word not in done.stderr]
     assert not missing, (missing, done.stderr)
@@ -401,11 +401,21 @@ def test_no_space_leaves_the_older_files_whole(command, tmp_path):
         },
     )
     before = tree(tmp_path)
-    assert_refused(run_step(command, tmp_path, small_files), SPACE)
+    assert_refused(run_step(command, tmp_path, small_files), SPACE, code=1)
     assert tree(tmp_path) == before
 
 
-def test_a_really_full_disk(tmp_path):
+TABLE = "id,customer,name_1,name_2,label\n" + "".join(
+    f"{at},{at // 2},{'Ann Lee ' * 40}{at // 2},Ann Lea {at},{at % 2}\n" for at in range(400)
+)
+WRITERS = (
+    "prepare_splits.py --in in.jsonl --out disk/out",
+    "prepare_splits.py --in in.csv --drop customer --out disk/out",
+    "import_rows.py --format clusters --in in.csv --cluster_column customer --out disk/out.jsonl",
+)
+
+
+def test_a_really_full_disk_and_one_that_can_only_be_read(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if (
@@ -414,9 +424,14 @@ def test_a_really_full_disk(tmp_path):
     ):
         pytest.skip("a small file system can only be mounted by root, with the right to mount")
     try:
-        write(tmp_path, {"in.jsonl": BIG})
-        assert_refused(run_step("prepare_splits.py --in in.jsonl --out disk/out", tmp_path), SPACE)
+        write(tmp_path, {"in.jsonl": BIG, "in.csv": TABLE})
+        for command in WRITERS:
+            assert_refused(run_step(command, tmp_path), SPACE, code=1)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        for command in WRITERS:
+            assert_refused(run_step(command, tmp_path), ("disk", "nothing can be written there"), code=1)
         assert [path for path in disk.rglob("*") if path.is_file()] == []
+        assert (tmp_path / "in.csv").read_text() == TABLE and (tmp_path / "in.jsonl").read_text() == BIG
     finally:
         subprocess.run(["umount", disk], check=True)
 

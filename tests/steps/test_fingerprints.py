@@ -69,7 +69,8 @@ from tasks import load_task
 
 def fingerprints():
     task, data = load_task(), Path("data.jsonl")
-    found = {"splits": prepare_splits.splits_fingerprint(data, SimpleNamespace(seed=1, rows=2000), task)}
+    args = SimpleNamespace(seed=1, rows=2000, reasons="keep")
+    found = {"splits": prepare_splits.splits_fingerprint(data, args, task)}
     config = load_config("configs/steward_mini.yaml", (), task.overlay)
     found["training"] = sft_train.training_fingerprint(SimpleNamespace(train=data, val=data), config, task)
     for engine in engines:

@@ -234,7 +234,9 @@ def test_a_pair_of_two_files_takes_one_record_each(make, tmp_path):
 
 
 def test_two_tables_stay_two_when_a_fold_empties_one(make, tmp_path):
-    save(tmp_path / "a.csv", [{"id": at, "club": f"a{at}", "name": f"{name} miller"} for at, name in enumerate(FIRST)])
+    clubs = ["b", *(f"a{at}" for at in range(1, len(FIRST)))]
+    rows = [{"id": at, "club": clubs[at], "name": f"{name} miller"} for at, name in enumerate(FIRST)]
+    save(tmp_path / "a.csv", rows)
     save(tmp_path / "b.csv", [{"id": 99, "club": "b", "name": "anna muller"}])
     empty = 0
     for fold in ("1/2", "2/2"):
@@ -261,10 +263,8 @@ def test_two_tables_stay_two_when_a_fold_empties_one(make, tmp_path):
 
 
 def test_links_that_meet_are_one_entity(make, tmp_path):
-    save(
-        tmp_path / "t.csv",
-        [{"id": name, "name": f"{first} smith"} for name, first in zip("abcdef", FIRST, strict=False)],
-    )
+    names = ["anna smith", "anna smyth", *(f"{first} smith" for first in FIRST[2:6])]
+    save(tmp_path / "t.csv", [{"id": id, "name": name} for id, name in zip("abcdef", names, strict=True)])
     save(tmp_path / "links.csv", [{"id1": "a", "id2": "b"}, {"id1": "c", "id2": "b"}])
     made = make(
         "--format",
@@ -477,7 +477,13 @@ ERRORS = {
         "bad.parquet: not a readable Parquet file",
         "CSV",
     ),
-    "not utf-8": ("--format clusters --in {folder}/latin.csv --cluster_column c", "latin.csv: not UTF-8", "save"),
+    "not utf-8": (
+        "--format clusters --in {folder}/latin.csv --cluster_column c",
+        "latin.csv:2: not UTF-8",
+        "'1,Jürgen'",
+        "--encoding cp1252",
+        "save",
+    ),
     "too many values": (
         "--format clusters --in {folder}/wide.csv --cluster_column a",
         "wide.csv:3: 3 values for 2 columns",

@@ -12,7 +12,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from common import UserError, sha256_file, written_whole
+import locks
+import tables
+from common import UserError, counted, sha256_file, written_whole
 from manifest import Clock, write_manifest
 from tasks import DEFAULT
 from tasks.crm.pair_drawing import HARD_RANKS, N_CANDIDATES, SHARES, Draw, sample_records, share
@@ -30,7 +32,11 @@ LEAST_COMPARED = 20
 
 def main():
     args = parse_args()
-    clock = Clock()
+    with locks.only_writer(args.out):
+        make(args, Clock())
+
+
+def make(args, clock):
     source = own_set(args) if args.format else named_set(args.preset)
     labelled = is_labelled(args, source)
     found = load(source, Path(args.folder), labelled)
@@ -52,6 +58,7 @@ def main():
             "no pair came out of them; "
             "check the id, cluster and pair columns"
         )
+    refuse_one_class(drawn, args)
     write(drawn, args)
     facts = report(drawn, args)
     write_manifest(
@@ -71,6 +78,7 @@ def main():
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_source_options(parser)
+    tables.add_options(parser)
     parser.add_argument("--out", required=True, help="JSON Lines file to write; its manifest goes beside it")
     parser.add_argument(
         "--pairs",
@@ -109,7 +117,7 @@ def add_source_options(parser):
         "--in",
         dest="tables",
         nargs="+",
-        help="one or two CSV or Parquet tables; of two, each pair takes one record each",
+        help="one or two tables, CSV, Excel or Parquet; of two, each pair takes one record each",
     )
     parser.add_argument("--truth", help="the file of id pairs")
     parser.add_argument("--id_column", default="", help="names a record (default: rows are counted)")
@@ -176,6 +184,18 @@ def blank_fields(record, blank, seed):
     for column, lost in blank.items():
         if share(seed, column, record.side, record.key) < lost:
             record.fields.pop(column, None)
+
+
+def refuse_one_class(drawn, args):
+    """Pairs of one verdict mean a wrong column more often than such a set."""
+    counts = Counter(label for _, label in drawn.pairs)
+    if len(counts) == 1:
+        entities = len({record.entity for record in drawn.records})
+        raise UserError(
+            f"{set_name(args)}: {counted(len(drawn.records), 'record')} of {entities:,} entities, and each of the "
+            f"{counted(len(drawn.pairs), 'pair')} is {next(iter(counts))}: nothing can be learnt from them; check the "
+            "columns that say which records are one entity. Nothing was written"
+        )
 
 
 def write(drawn, args):

@@ -2,17 +2,16 @@
 all as records.
 """
 
-import csv
 import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import tables
 from common import UserError, existing_file, sha256_file, shown_path
 
 # Spelled as programs write "no value"; other spellings stay, for Nan, Null and None are names too.
 MISSING = frozenset(["", "nan", "NaN", "NaT", "NULL", "null", "None", "N/A", "#N/A", "<NA>", "\\N"])
-WHOLE_NUMBER = re.compile(r"(\d{3,})\.0")
 TRUE_FROM = 0.95  # a clerk's score between the two is no verdict
 FALSE_TO = 0.05
 MOST_NAMED = 5
@@ -68,6 +67,7 @@ class Source:
     by_value: dict = field(default_factory=dict)  # column -> what its value looks like, whichever column it stands in
     blank: dict = field(default_factory=dict)  # column -> share of the records that lose it
     pairs: int = 0  # how many by default; 0 follows from the true pairs
+    reading: tables.Reading = tables.Reading()
 
 
 FEBRL = {
@@ -186,15 +186,16 @@ def own_set(args):
     if args.format == "magellan" and len(args.tables) == 1:
         raise UserError("--format magellan: name two tables with --in; judged pairs of one table are --format labels")
     drop = dict.fromkeys(args.drop, BY_CALL)
+    reading = tables.reading(args)
     if args.format == "clusters":
         if not args.cluster_column:
             raise UserError("--format clusters: name the column of the entity with --cluster_column")
-        return Source("clusters", tuple(args.tables), args.id_column, args.cluster_column, drop=drop)
+        return Source("clusters", tuple(args.tables), args.id_column, args.cluster_column, drop=drop, reading=reading)
     if not args.truth or not args.id_column:
         raise UserError(
             f"--format {args.format}: name the file of pairs with --truth and the tables' id column with --id_column"
         )
-    columns, _ = read_table(Path(args.truth))
+    columns, _ = read_table(Path(args.truth), reading)
     pair = args.pair_columns or next((pair for pair in PAIR_COLUMNS if columns and set(pair) <= set(columns)), None)
     label = args.label_column or next((column for column in LABEL_COLUMNS if column in columns), None)
     if not pair or not (label or args.format == "links"):
@@ -203,7 +204,8 @@ def own_set(args):
             f"{'--label_column' if pair else '--pair_columns'}"
         )
     truth = {"links": (args.truth, *pair)} if args.format == "links" else {"labels": (args.truth, *pair, label)}
-    return Source(args.format, tuple(args.tables), args.id_column, args.cluster_column, drop=drop, **truth)
+    own = {"drop": drop, "reading": reading, **truth}
+    return Source(args.format, tuple(args.tables), args.id_column, args.cluster_column, **own)
 
 
 def load(source, folder, labelled):
@@ -214,10 +216,10 @@ def load(source, folder, labelled):
     judged = []
     if source.links:
         files.append(source.links[0])
-        join_entities(records, [pair[:2] for pair in read_pairs(source.links, folder, by_key, len(source.tables) - 1)])
+        join_entities(records, [pair[:2] for pair in read_pairs(source.links, source, folder, by_key)])
     if labelled:
         files.append(source.labels[0])
-        judged = read_pairs(source.labels, folder, by_key, len(source.tables) - 1)
+        judged = read_pairs(source.labels, source, folder, by_key)
         if not source.links and not source.cluster_column:
             join_entities(records, [(left, right) for left, right, score in judged if score >= TRUE_FROM])
     if source.side_pattern:
@@ -236,7 +238,7 @@ def read_records(source, folder):
     dropped = {}
     for side, name in enumerate(source.tables):
         path = folder / name
-        columns, rows = read_table(path)
+        columns, rows = read_table(path, source.reading)
         for column in (source.id_column, source.cluster_column, *source.keep):
             require(column, columns, path)
         reasons = why_dropped(source, columns)
@@ -323,11 +325,12 @@ def join_entities(records, pairs):
         record.entity = root(record.entity)
 
 
-def read_pairs(where, folder, by_key, right_side):
+def read_pairs(where, source, folder, by_key):
     """(record, record, score) of every line of a pairs file; a file without a label column holds true pairs only."""
     name, left_column, right_column, *label = where
     path = folder / name
-    columns, rows = read_table(path)
+    right_side = len(source.tables) - 1
+    columns, rows = read_table(path, source.reading)
     for column in where[1:]:
         require(column, columns, path)
     pairs = []
@@ -363,64 +366,8 @@ def score_of(text, path, column):
     return score
 
 
-def read_table(path):
-    """Column names, and every row as column -> text, of a CSV or Parquet file."""
+def read_table(path, how=None):
+    """Column names, and every row as column -> text, of a CSV, Excel or Parquet file."""
     existing_file(path, "--from names the folder of a set's files, --in and --truth your own")
-    columns, rows = read_parquet(path) if path.suffix in (".parquet", ".pq") else read_csv(path)
-    if not rows:
-        raise UserError(f"{path}: the table has no rows")
-    return columns, rows
-
-
-def read_csv(path):
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            delimiter = max(",;\t|", key=header.count)
-            # strict, or an unclosed quote would swallow the rest of the file as one value
-            lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-            columns = [name.strip() for name in next(lines, [])]
-            rows = [row_of(values, columns, f"{path}:{lines.line_num}") for values in lines if values]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path}:{lines.line_num}: not a CSV table ({error}); fix the quotes there") from error
-    if len(set(columns)) != len(columns):
-        raise UserError(
-            f"{path}: a column name stands twice in the first line: {', '.join(columns)}; give each its own"
-        )
-    return columns, rows
-
-
-def row_of(values, columns, place):
-    if len(values) > len(columns):
-        raise UserError(
-            f"{place}: {len(values)} values for {len(columns)} columns; put quotes around values that hold the "
-            "separator"
-        )
-    return dict(zip(columns, [*map(tidy, values), *[""] * (len(columns) - len(values))], strict=True))
-
-
-def read_parquet(path):
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); copy it again, or save it as CSV"
-        ) from error
-    columns = [name for name in table.column_names if not name.startswith("__index_level_")]  # pandas' row numbers
-    return columns, [{name: tidy(value) for name, value in row.items()} for row in table.select(columns).to_pylist()]
-
-
-def tidy(value):
-    """A cell as text: one blank between words, a date without midnight, a whole number without the '.0' of a float."""
-    if value is None:
-        return ""
-    text = value.date().isoformat() if hasattr(value, "date") and value.time() == value.time().min else str(value)
-    text = " ".join(text.split())
-    whole = WHOLE_NUMBER.fullmatch(text)
-    return whole[1] if whole else text
+    table = tables.read(path, how)
+    return table.columns, [{name: tables.tidy(text) for name, text in row.items()} for row in table.rows]

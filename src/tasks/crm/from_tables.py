@@ -1,0 +1,456 @@
+"""Labelled pairs in a table -> rows: which columns are the two records, which is the label, what its values mean.
+
+Either one table holds both records of a pair side by side, or a file of id pairs points into one or two tables of
+records.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import tables
+from common import UserError, counted, existing_file
+from tasks.crm.public_formats import MISSING, PAIR_COLUMNS
+from tasks.plain_tables import Read
+
+# How others name the two records in a column's name, before or behind the field's own name.
+SIDES = (
+    ("record1", "record2"),
+    ("ltable", "rtable"),
+    ("left", "right"),
+    ("l", "r"),
+    ("a", "b"),
+    ("x", "y"),
+    ("1", "2"),
+)
+BETWEEN = r"[._ :\-]+"
+LABEL_NAMES = frozenset(
+    "label labels labelled gold verdict result decision class target isduplicate duplicate duplicates dup isdup "
+    "ismatch match matched issame same sameentity samecustomer duplikat dublette doublon istduplikat".split()
+)
+ID_NAMES = frozenset("id pair pairid rowid nr no".split())
+GROUP_NAMES = frozenset("group groupid".split())
+REASON_NAMES = frozenset("reasoning reason explanation rationale begründung".split())
+RECORD_ID_NAMES = frozenset("id recordid recid rowid uniqueid uuid guid key".split())
+ROW_NUMBERS = re.compile(r"|unnamed: 0|index", re.I)
+LABEL_WORDS = {
+    "DUPLICATE": "duplicate duplicates dup match matched same identical positive true t yes y 1 ja oui si sí "
+    "duplikat dublette doublon gleich",
+    "POSSIBLE": "possible possiblematch possibleduplicate maybe perhaps review unsure uncertain unclear vielleicht "
+    "peutêtre möglich",
+    "NO_MATCH": "nomatch nonmatch notmatch notamatch unmatched different distinct notduplicate notaduplicate "
+    "nonduplicate noduplicate unique negative false f no n non 0 nein keinduplikat verschieden différent",
+}
+MEANING = {word: label for label, words in LABEL_WORDS.items() for word in words.split()}
+SKIP = "SKIP"
+MOST_NAMED = 20
+
+
+def add_options(parser):
+    group = parser.add_argument_group("pairs in a table (CSV, TSV, Excel, Parquet); what is not named is recognised")
+    group.add_argument("--label_column", metavar="COLUMN", help="holds the verdict")
+    group.add_argument(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="VALUE=LABEL",
+        help=f"what its values mean: ja=DUPLICATE nein=NO_MATCH; {SKIP} leaves such rows out",
+    )
+    group.add_argument("--id_column", metavar="COLUMN", help="names a pair; with --pairs a record in its own table")
+    group.add_argument("--group_column", metavar="COLUMN", help="names what must stay in one split")
+    group.add_argument("--reason_column", metavar="COLUMN", help="holds a sentence beside the verdict")
+    group.add_argument("--drop", nargs="+", default=[], metavar="COLUMN", help="columns that are not read")
+    group.add_argument(
+        "--one_sided", nargs="+", default=[], metavar="COLUMN", help="columns of one record that the other lacks"
+    )
+    group.add_argument("--pairs", metavar="FILE", help="id pairs and their labels; the records are in --left, --right")
+    group.add_argument("--left", metavar="FILE", help="table of the first records of --pairs")
+    group.add_argument("--right", metavar="FILE", help="table of the second ones, if it is another")
+    group.add_argument("--pair_columns", nargs=2, metavar=("LEFT", "RIGHT"), help="the ids in --pairs")
+
+
+def files(args):
+    """{name: path} of the tables that a call names beside --in: records and a file of id pairs."""
+    named = [args.left, args.right, args.pairs]
+    if not any(named):
+        return {}
+    if not (args.pairs and args.left):
+        raise UserError("--pairs, --left: a file of id pairs and the table of its records are wanted (--right: of two)")
+    return {name: existing_file(name) for name in named if name}
+
+
+@dataclass
+class Pairs:
+    """What a table says of each pair, before its label is understood."""
+
+    name: str
+    form: str
+    lines: list
+    left: list  # fields of the first record of each pair
+    right: list
+    rest: list  # the other columns of each
+    ids: list  # of the two records, where the table names them
+    said: list = field(default_factory=list)
+    dropped: dict = field(default_factory=dict)  # column -> why
+    rest_columns: list = field(default_factory=list)
+
+
+def rows(args, task, files):
+    """The rows of the tables, with what was understood; what is missing or doubtful is asked for by its option."""
+    how = tables.reading(args)
+    if args.pairs:
+        pairs = pointed_at(args, how)
+    else:
+        [(name, path)] = files.items()
+        pairs = side_by_side(tables.read(path, how, name), args)
+    # Printed before anything is asked for, so that the question has its context.
+    print("\n".join([f"{pairs.name} ({pairs.form}): {counted(len(pairs.lines), 'pair')}", *pairs.said]), flush=True)
+    roles = roles_of(pairs, args)
+    label_of = labels_of(pairs, roles["label"], args)
+    found = []
+    lines = []
+    n_skipped = 0
+    for at, line in enumerate(pairs.lines):
+        label = label_of[pairs.rest[at][roles["label"]]]
+        if label == SKIP:
+            n_skipped += 1
+            continue
+        found.append(row_of(pairs, at, label, roles))
+        lines.append(line)
+    name_rows(found, pairs.name)
+    refuse_empty(found, lines, pairs.name)
+    return Read(pairs.name, found, lines, words(pairs, roles, label_of, n_skipped), columns(pairs, roles, label_of))
+
+
+def tidy(text):
+    """A cell as a record holds it; None where it says nothing."""
+    text = tables.tidy(text)
+    return None if text in MISSING else text
+
+
+def letters(name):
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+# ---- both records in one table
+
+
+def side_by_side(table, args):
+    unknown = [column for column in [*args.drop, *args.one_sided] if column not in table.columns]
+    if unknown:
+        raise UserError(
+            f"{table.name}: no column {', '.join(map(repr, unknown))} (--drop, --one_sided); it has "
+            f"{', '.join(map(repr, table.columns))}"
+        )
+    named = {args.label_column, args.id_column, args.group_column, args.reason_column}
+    read = [column for column in table.columns if column not in {*args.drop, *named}]
+    left, right, is_sure = sides_of(read, table)
+    dropped = dict.fromkeys(args.drop, "named with --drop")
+    ids = [{name: side.pop(name) for name in list(side) if letters(name) in RECORD_ID_NAMES} for side in (left, right)]
+    dropped |= {column: "names a record" for side in ids for column in side.values()}
+    refuse_unpaired(left, right, is_sure, table, args)
+    used = {*left.values(), *right.values(), *dropped}
+    rest = [column for column in table.columns if column not in used]
+    return Pairs(
+        table.name,
+        table.form,
+        table.lines,
+        [fields_of(row, left) for row in table.rows],
+        [fields_of(row, right) for row in table.rows],
+        [{column: row[column].strip() for column in rest} for row in table.rows],
+        [tuple("-".join(row[column] for column in side.values()).strip() for side in ids) for row in table.rows],
+        [f"  {words}" for words in side_words(left, right)],
+        dropped,
+        rest,
+    )
+
+
+def sides_of(names, table):
+    """({field: column} of the first record, of the second, whether a column of one side alone can only be a field).
+
+    Of all ways to name two records that counts which pairs most columns.
+    """
+    best = ({}, {}, False)
+    for patterns, is_sure in layouts():
+        sides = [
+            {match[1]: column for column in names if (match := re.fullmatch(pattern, column, re.I))}
+            for pattern in patterns
+        ]
+        if len(sides[0].keys() & sides[1].keys()) > len(best[0].keys() & best[1].keys()):
+            best = (*sides, is_sure)
+    if not best[0]:
+        raise UserError(
+            f"{table.name}: no two columns belong together, as name_1 and name_2, left_name and right_name or "
+            f"name_a and name_b do; {table.form}, it has {', '.join(map(repr, table.columns))}; rename them, or "
+            "name another --separator; records in tables of their own are read with --left, --right and --pairs"
+        )
+    return best
+
+
+def layouts():
+    """(patterns of a left and of a right column, whether such a name can mean nothing else)"""
+    for names in SIDES:
+        is_sure = len(names[0]) > 1
+        yield [f"{name}{BETWEEN}(.+)" for name in names], is_sure
+        yield [f"(.+?){BETWEEN}{name}" for name in names], is_sure
+    yield [r"(.*[^\W\d_])1", r"(.*[^\W\d_])2"], False
+
+
+def refuse_unpaired(left, right, is_sure, table, args):
+    """A column that only one record has may be a field, or something else that ends in a digit."""
+    alone = [side[name] for side in (left, right) for name in side if (name in left) != (name in right)]
+    doubtful = [column for column in alone if column not in args.one_sided]
+    if doubtful and not is_sure:
+        raise UserError(
+            f"{table.name}: {', '.join(map(repr, doubtful))}: only one of the two records has "
+            f"{'it' if len(doubtful) == 1 else 'them'}; leave out with --drop, or read as a field with --one_sided"
+        )
+
+
+def fields_of(row, side):
+    return {name: text for name, column in side.items() if (text := tidy(row[column])) is not None}
+
+
+def side_words(left, right):
+    both = [name for name in left if name in right]
+    found = [f"fields of both records: {', '.join(both)} ({left[both[0]]} beside {right[both[0]]})"]
+    for which, side, other in (("first", left, right), ("second", right, left)):
+        if alone := [name for name in side if name not in other]:
+            found.append(f"fields of the {which} record alone: {', '.join(alone)}")
+    return found
+
+
+# ---- records in tables of their own, and a file of id pairs
+
+
+def pointed_at(args, how):
+    sides = (args.left, args.right or args.left)
+    record_tables = {name: tables.read(name, how) for name in dict.fromkeys(sides)}
+    records = {name: records_of(table, args) for name, table in record_tables.items()}
+    pairs = tables.read(args.pairs, how)
+    require_dropped(args, [*record_tables.values(), pairs])
+    pair = pair_columns(pairs, args)
+    refuse_lost(pairs, pair, sides, records)
+    rest = [column for column in pairs.columns if column not in (*pair, *args.drop)]
+    ids = [tuple(row[column].strip() for column in pair) for row in pairs.rows]
+    said = [
+        f"  records: {name} ({table.form}), {len(table.rows):,}: {', '.join(field_columns(table, args))}"
+        for name, table in record_tables.items()
+    ]
+    return Pairs(
+        pairs.name,
+        pairs.form,
+        pairs.lines,
+        [records[sides[0]][one] for one, _ in ids],
+        [records[sides[1]][two] for _, two in ids],
+        [{column: row[column].strip() for column in rest} for row in pairs.rows],
+        ids,
+        said,
+        dict.fromkeys(args.drop, "named with --drop"),
+        rest,
+    )
+
+
+def require_dropped(args, read):
+    known = {column for table in read for column in table.columns}
+    if unknown := [column for column in args.drop if column not in known]:
+        raise UserError(f"--drop {' '.join(unknown)}: no such column in {', '.join(table.name for table in read)}")
+
+
+def pair_columns(pairs, args):
+    found = args.pair_columns or next((two for two in PAIR_COLUMNS if set(two) <= set(pairs.columns)), ())
+    if not found or not set(found) <= set(pairs.columns):
+        raise UserError(
+            f"{pairs.name}: name the two columns of ids with --pair_columns; it has "
+            f"{', '.join(map(repr, pairs.columns))}"
+        )
+    return found
+
+
+def refuse_lost(pairs, pair, sides, records):
+    lost = [
+        f"{pairs.name}:{line}: {column} {row[column]!r} is not in {name}"
+        for line, row in zip(pairs.lines, pairs.rows, strict=True)
+        for column, name in zip(pair, sides, strict=True)
+        if row[column].strip() not in records[name]
+    ]
+    if lost:
+        raise UserError(listed(lost, "ids", "check --pair_columns and --id_column, or take these lines out"))
+
+
+def records_of(table, args):
+    """{id: fields} of a table of records."""
+    column = record_id_column(table, args)
+    names = {name: name for name in field_columns(table, args)}
+    found = {}
+    faults = []
+    for line, row in zip(table.lines, table.rows, strict=True):
+        key = row[column].strip()
+        if not key or key in found:
+            faults.append(f"{table.name}:{line}: {column} {key!r} {'stands twice' if key else 'is empty'}")
+        found[key] = fields_of(row, names)
+    if faults:
+        raise UserError(listed(faults, "ids", "an id names one record; name another column with --id_column"))
+    return found
+
+
+def record_id_column(table, args):
+    if args.id_column in table.columns:
+        return args.id_column
+    found = [column for column in table.columns if letters(column) in RECORD_ID_NAMES]
+    if args.id_column or len(found) != 1:
+        raise UserError(
+            f"{table.name}: name the column of the ids with --id_column; it has {', '.join(map(repr, table.columns))}"
+        )
+    return found[0]
+
+
+def field_columns(table, args):
+    left_out = {record_id_column(table, args), *args.drop}
+    return [column for column in table.columns if column not in left_out and not ROW_NUMBERS.fullmatch(column)]
+
+
+# ---- what the other columns are
+
+
+def roles_of(pairs, args):
+    """{label, id, group, reason: column or None}; a column that is none of them must be dropped by name."""
+    named = {"label": args.label_column, "group": args.group_column, "reason": args.reason_column}
+    named["id"] = None if args.pairs else args.id_column
+    for role, column in named.items():
+        if column and column not in pairs.rest_columns:
+            raise UserError(
+                f"{pairs.name}: --{role}_column {column}: no such column beside the records; there is "
+                f"{', '.join(map(repr, pairs.rest_columns)) or 'none'}"
+            )
+    free = [column for column in pairs.rest_columns if column not in named.values()]
+    if not named["label"]:
+        named["label"] = label_column(pairs, free)
+        free.remove(named["label"])
+    for role, names in (("id", ID_NAMES), ("group", GROUP_NAMES), ("reason", REASON_NAMES)):
+        if not named[role]:
+            named[role] = next((column for column in free if letters(column) in names), None)
+    for column in [column for column in free if column not in named.values() and ROW_NUMBERS.fullmatch(column)]:
+        pairs.dropped[column] = "numbers the rows"
+    odd = [column for column in free if column not in named.values() and column not in pairs.dropped]
+    if odd:
+        raise UserError(
+            f"{pairs.name}: {', '.join(map(repr, odd))}: neither of a record nor known beside the label "
+            f"{named['label']!r}; leave out with --drop {' '.join(map(shell_word, odd))}"
+        )
+    return named
+
+
+def shell_word(column):
+    return column if re.fullmatch(r"[\w.:-]+", column) else f'"{column}"'
+
+
+def label_column(pairs, free):
+    likely = [column for column in free if letters(column) in LABEL_NAMES]
+    if len(likely) == 1:
+        return likely[0]
+    which = "several columns may be the label" if likely else "no column is named as a label is"
+    shown = [f"  {column!r} holds {values_of(pairs, column)}" for column in likely or free]
+    raise UserError(
+        "\n".join(
+            [f"{pairs.name}: {which}; name it with --label_column:", *(shown or ["  every column is a record's"])]
+        )
+    )
+
+
+def values_of(pairs, column):
+    counts = Counter(row[column] for row in pairs.rest)
+    most = [f"{value!r} ({n:,})" for value, n in counts.most_common(4)]
+    return ", ".join(most) + (f" and {counted(len(counts) - 4, 'other value')}" if len(counts) > 4 else "")
+
+
+def labels_of(pairs, column, args):
+    """{value: label, or SKIP} of everything that the label column holds."""
+    given = {}
+    for word in args.labels:
+        value, equals, label = word.rpartition("=")
+        if not equals or label.upper() not in (*LABEL_WORDS, SKIP):
+            raise UserError(f"--labels {word}: VALUE=LABEL is wanted, with {', '.join([*LABEL_WORDS, SKIP])} as label")
+        given[value.strip().casefold()] = label.upper()
+    counts = Counter(row[column] for row in pairs.rest)
+    meant = {value: given.get(value.casefold()) or MEANING.get(as_word(value)) for value in counts}
+    if unknown := [value for value, label in meant.items() if label is None]:
+        first = {}
+        for line, row in zip(pairs.lines, pairs.rest, strict=True):
+            first.setdefault(row[column], line)
+        faults = [
+            f"{pairs.name}:{first[value]}: {column} {value!r}, in {counted(counts[value], 'row')}" for value in unknown
+        ]
+        example = " ".join(shell_word(f"{value}={SKIP}") for value in unknown[:3])
+        raise UserError(
+            listed(
+                faults,
+                "labels",
+                f"say what each means with --labels VALUE=LABEL ({', '.join(LABEL_WORDS)}), or leave such rows out: "
+                f"--labels {example}",
+            )
+        )
+    return meant
+
+
+def as_word(value):
+    """A label's value as LABEL_WORDS spells it; a number keeps its sign."""
+    return value.removesuffix(".0") if re.fullmatch(r"[-+]?[\d.]+", value) else letters(value)
+
+
+def listed(faults, what, advice):
+    more = [f"and {len(faults) - MOST_NAMED:,} more"] if len(faults) > MOST_NAMED else []
+    return "\n".join([*faults[:MOST_NAMED], *more, f"{len(faults):,} {what} cannot be read; {advice}"])
+
+
+# ---- rows, and what is said of them
+
+
+def row_of(pairs, at, label, roles):
+    rest = pairs.rest[at]
+    output = {"result": label}
+    if roles["reason"] and rest[roles["reason"]]:
+        output["reasoning"] = rest[roles["reason"]]
+    row = {"id": rest[roles["id"]] if roles["id"] else ":".join(filter(None, pairs.ids[at]))}
+    if roles["group"] and rest[roles["group"]]:
+        row["group"] = rest[roles["group"]]
+    return row | {"input": {"record1": pairs.left[at], "record2": pairs.right[at]}, "output": output}
+
+
+def name_rows(found, name):
+    """Ids only where they name every row: pairs of record ids may repeat, and then say less than none."""
+    if len({row["id"] for row in found}) < len(found) or not all(row["id"] for row in found):
+        for row in found:
+            del row["id"]
+
+
+def refuse_empty(found, lines, name):
+    empty = [f"{name}:{line}: both records are empty" for row, line in zip(found, lines, strict=True) if is_empty(row)]
+    if empty:
+        raise UserError(listed(empty, "pairs", "fill them or take these lines out"))
+
+
+def is_empty(row):
+    return not any(row["input"].values())
+
+
+def words(pairs, roles, label_of, n_skipped):
+    """What was understood of the columns beside the records, a line each."""
+    counts = Counter(row[roles["label"]] for row in pairs.rest)
+    meanings = [f"{value!r} is {label_of[value]} ({n:,})" for value, n in counts.most_common()]
+    found = [f"  label: column {roles['label']!r}; {', '.join(meanings)}"]
+    beside = {"id": "id", "group": "group", "reason": "sentence"}
+    if given := [f"{word} {roles[role]!r}" for role, word in beside.items() if roles[role]]:
+        found.append(f"  also read: {', '.join(given)}")
+    if pairs.dropped:
+        left_out = [f"{column!r} ({why})" for column, why in pairs.dropped.items()]
+        found.append(f"  not read: {', '.join(left_out)}")
+    if n_skipped:
+        found.append(f"  left out: {counted(n_skipped, 'row')} by --labels ...={SKIP}")
+    return found
+
+
+def columns(pairs, roles, label_of):
+    """The same for the manifest."""
+    names = [list(dict.fromkeys(name for fields in side for name in fields)) for side in (pairs.left, pairs.right)]
+    return {"record1": names[0], "record2": names[1], **roles, "labels": label_of, "not_read": pairs.dropped}
