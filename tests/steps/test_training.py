@@ -1,4 +1,4 @@
-"""Training on the stand-in: killed and resumed, merged and gated, in LoRA and QLoRA, in one process and two."""
+"""Training on the stand-in: resumed, merged and gated, in LoRA and QLoRA, in one process and two."""
 
 import contextlib
 import json
@@ -51,27 +51,6 @@ def test_two_runs_give_the_same_bits(uninterrupted):
 def test_another_seed_gives_other_bits(uninterrupted):
     done(*train(uninterrupted, "seed", "train.seed=43"), cwd=uninterrupted)
     assert adapter(uninterrupted, "seed") != adapter(uninterrupted, "whole")
-
-
-def test_killed_and_resumed_gives_the_same_bits(uninterrupted):
-    project = uninterrupted
-    checkpoints = uninterrupted / "killed" / "standin-lora" / "checkpoints"
-    process = subprocess.Popen(
-        [sys.executable, *train(project, "killed")],
-        cwd=project,
-        env=os.environ | QUIET,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until(lambda: n_whole(checkpoints) >= 1, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (project / "killed" / "standin-lora" / "manifest.json").exists()
-    assert not (project / "killed" / "standin-merged").exists()
-    output = done(*train(project, "killed"), cwd=project)
-    assert "going on from checkpoint-" in output
-    assert adapter(project, "killed") == adapter(project, "whole")
-    assert not checkpoints.exists()
 
 
 def test_patience_goes_on_where_it_was(project):

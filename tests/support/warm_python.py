@@ -26,7 +26,12 @@ import time
 import traceback
 from pathlib import Path
 
-QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 # What these say is read when a library is imported, or by the interpreter itself when it starts.
 READ_AT_IMPORT = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_", "CUDA_")
 STARTS_WITHIN_S = 180

@@ -1,0 +1,162 @@
+"""Steps that are killed at random moments, and told to stop: the same command then ends as if nothing had happened.
+
+STEWARD_KILLS=10 python -m pytest tests/steps/test_killed.py kills each step ten times instead of once.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+
+import pytest
+
+from support.pipeline import done, prepared, run
+from support.warm_python import QUIET, warm_python
+
+pytestmark = pytest.mark.slow
+N_KILLS = int(os.environ.get("STEWARD_KILLS", 1))
+QUICK = ["train.epochs=1", "train.evals_per_epoch=4", "train.eval_rows=24", "peft.r=8"]
+TRAIN = ["src/sft_train.py", "--config", "configs/standin.yaml", "--set", *QUICK]
+KPI = ["src/evaluate_kpis.py", "--model_path", "outputs/standin-merged", "--out", "reports/standin_metrics.json"]
+CLUSTERS = ["--format", "clusters", "--in", "people.csv", "--id_column", "id", "--cluster_column", "who"]
+# Step -> (command, what it makes that another run makes alike)
+STEPS = {
+    "import": (["src/import_rows.py", *CLUSTERS, "--out", "imported.jsonl"], ["imported.jsonl"]),
+    "prep": (["src/prepare_splits.py"], ["data/train.jsonl", "data/val.jsonl", "data/test.jsonl"]),
+    "prompts": (["src/build_prompts.py"], ["data/processed/train.jsonl", "data/processed/val.jsonl"]),
+    "train": (TRAIN, ["outputs/standin-lora/adapter_model.safetensors", "outputs/standin-merged/model.safetensors"]),
+    "kpi": (KPI, ["reports/standin_predictions.jsonl", "reports/standin_metrics.json"]),
+    "report": (["src/make_report.py"], ["reports/metrics.csv", "reports/model_comparison.md", "reports/index.html"]),
+}
+# and all that it makes
+MADE = {
+    "import": ["imported.jsonl*"],
+    "prep": ["data/[tv]*.jsonl", "data/manifest.json"],
+    "prompts": ["data/processed"],
+    "train": ["outputs"],
+    "kpi": ["reports/standin_*"],
+    "report": ["reports/index.html", "reports/*.csv", "reports/model_comparison.md", "reports/manifest.json"],
+}
+TIMES = ("seconds", "wall_s", "finished", "peak_memory_mib", "predicted", "rows_resumed", "predictions_sha256")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A project in which every step has run to its end, with the seconds that each took."""
+    project = prepared(tmp_path_factory.mktemp("whole"), n_rows=120)
+    rng = random.Random(1)
+    rows = [f"{at},{at // 2},Ann Lee {at // 2},{rng.randrange(10**6)}" for at in range(3_000)]
+    (project / "people.csv").write_text("id,who,name,phone\n" + "\n".join(rows) + "\n")
+    seconds = {}
+    for step, (command, _) in STEPS.items():
+        start = time.monotonic()
+        done(*command, cwd=project)
+        seconds[step] = time.monotonic() - start
+    return project, seconds
+
+
+def before(step, whole, folder):
+    """A project in which every other step has run."""
+    shutil.copytree(whole[0], folder, symlinks=True)
+    for pattern in MADE[step]:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def begun(command, project):
+    return subprocess.Popen(
+        [warm_python(), *command],
+        cwd=project,
+        env=os.environ | QUIET,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(project, step):
+    """The bytes of what a step makes; where they hold times, all but these."""
+    found = {}
+    for name in STEPS[step][1]:
+        path = project / name
+        found[name] = path.read_bytes()
+        if step == "kpi":
+            found[name] = [without_times(json.loads(line)) for line in json_lines(path)]
+    return found
+
+
+def json_lines(path):
+    text = path.read_text()
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
+
+
+def without_times(facts):
+    return {key: value for key, value in facts.items() if key not in TIMES}
+
+
+def left_over(project):
+    return [path for path in project.rglob("*") if path.suffix in (".part", ".lock")]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_killed_step_ends_as_if_nothing_had_happened(step, whole, tmp_path):
+    project, seconds = whole
+    command, _ = STEPS[step]
+    rng = random.Random(f"{step} {N_KILLS}")
+    folder = before(step, whole, tmp_path / "killed")
+    outcomes = Counter()
+    for _ in range(N_KILLS):
+        process = begun(command, folder)
+        time.sleep(rng.uniform(0.05, 1) * seconds[step])
+        process.kill()
+        process.communicate()
+        outcomes[process.returncode] += 1
+    done(*command, cwd=folder)
+    print(f"{step}: {outcomes[-signal.SIGKILL]} of {N_KILLS} killed before the end")
+    assert result(folder, step) == result(project, step)
+    assert left_over(folder) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_says_where_it_goes_on_and_goes_on_there(number, code, whole, tmp_path):
+    folder = before("train", whole, tmp_path / "stopped")
+    process = begun(TRAIN, folder)
+    checkpoints = folder / "outputs" / "standin-lora" / "checkpoints"
+    until(lambda: list(checkpoints.glob("*/trainer_state.json")), process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert "is kept in outputs/standin-lora/checkpoints/checkpoint-" in said
+    assert "; go on with: python src/sft_train.py" in said
+    assert "going on from step" in done(*TRAIN, cwd=folder)
+    assert result(folder, "train") == result(whole[0], "train")
+    assert left_over(folder) == []
+
+
+def until(happened, process, most_s=120):
+    end = time.monotonic() + most_s
+    while not happened():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("step", ["prep", "train"])
+def test_of_two_at_one_place_one_works_and_the_other_says_why_not(step, whole, tmp_path):
+    command, _ = STEPS[step]
+    folder = before(step, whole, tmp_path / "two")
+    first = begun(command, folder)
+    place = "data" if step == "prep" else "outputs"
+    until(lambda: list((folder / place).glob(".*.lock")), first)
+    os.kill(first.pid, 0)
+    second = run(*command, cwd=folder)
+    first.communicate(timeout=120)
+    assert {first.returncode, second.returncode} == {0, 1}
+    assert "is being written by process" in second.stderr and "Traceback" not in second.stderr
+    assert result(folder, step) == result(whole[0], step)
