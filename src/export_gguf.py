@@ -16,7 +16,7 @@ from pathlib import Path
 
 import locks
 from common import UserError, quiet_libraries, run, sha256_file, shown_path
-from constrained_decode.llama_cpp import WEIGHTS_KEY, library, weight_files, weights_sha256
+from constrained_decode.llama_cpp import WEIGHTS_KEY, library
 from language_model import hub, model_folder
 from manifest import Clock, write_manifest
 
@@ -72,7 +72,7 @@ def export(model_path, out, dtype):
     check_supported(config, model_path)
     model_folder.check_weights(folder)
     tensors = tensors_of(gguf, folder, config, dtype)
-    weights = weights_sha256(folder)
+    weights = model_folder.weights_sha256(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     check_disk(out, tensors)
     manifest = out.with_suffix(".manifest.json")
@@ -157,7 +157,7 @@ def tensors_of(gguf, folder, config, dtype):
     architecture = ARCHITECTURES[config.architectures[0]]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture], config.num_hidden_layers)
     found = []
-    for file in weight_files(folder):
+    for file in model_folder.weight_files(folder):
         opened = safe_open(file, "pt")
         for name in opened.keys():  # noqa: SIM118 (not a dict)
             if name == "lm_head.weight" and config.tie_word_embeddings:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import locks
 from common import quiet_libraries, run
+from language_model import model_folder
 from manifest import Clock, write_manifest
 
 VOCABULARY = 1_024
@@ -40,7 +41,13 @@ def main():
         tokenizer.save_pretrained(args.out)
         model.save_pretrained(args.out)
         print(f"{model.num_parameters():,} random parameters in {args.out}")
-        write_manifest(Path(args.out) / "manifest.json", clock, parameters=model.num_parameters(), seed=args.seed)
+        write_manifest(
+            Path(args.out) / "manifest.json",
+            clock,
+            parameters=model.num_parameters(),
+            seed=args.seed,
+            weights_sha256=model_folder.weights_sha256(args.out),
+        )
 
 
 def make(texts, seed):

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import constrained_decode
-from common import UserError, WorkFailed, read_json, sha256_file, sha256_text, shown_path
+from common import UserError, WorkFailed, read_json, sha256_file, shown_path
 from constrained_decode import _grammar
 from constrained_decode._guarantee import guarantee_for
 from constrained_decode._reading import check_lengths
@@ -53,8 +53,9 @@ def load(model_path, task, config, batch_size=None, constrained=True):
     file = gguf_of(folder, model_path)
     chat = chat_template.pinned_chat(hub.load_tokenizer(folder), config.chat)
     model_folder.check_weights(folder)
+    check_file(file)
     model = Model(file, torch.get_num_threads())
-    if model.metadata(WEIGHTS_KEY) != weights_sha256(folder):
+    if model.metadata(WEIGHTS_KEY) != model_folder.weights_sha256(folder):
         raise UserError(
             f"{file}: not made of the weights in {folder}; make it again: {export_command(model_path, file)}"
         )
@@ -102,19 +103,15 @@ def export_command(model_path, file):
     return f"python src/export_gguf.py --model_path {model_path} --out {file}"
 
 
-def weights_sha256(folder):
-    """One hash of a folder's weights, however many files they are in."""
-    hashes = [sha256_file(file) for file in weight_files(folder)]
-    return hashes[0] if len(hashes) == 1 else sha256_text(" ".join(hashes))
-
-
-def weight_files(folder):
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder}: no weights, {missing[0]} is missing; copy the folder again, or train the model")
-    return [folder / name for name in names]
+def check_file(file):
+    """The file must be the one that its manifest names, where one lies beside it."""
+    manifest = file.with_suffix(".manifest.json")
+    expected = read_json(manifest).get("gguf_sha256") if manifest.is_file() else None
+    if expected and sha256_file(file) != expected:
+        raise UserError(
+            f"{file}: not the file that {manifest.name} names; it is damaged or another model's, make it again with "
+            "src/export_gguf.py"
+        )
 
 
 @cache

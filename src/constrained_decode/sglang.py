@@ -16,7 +16,7 @@ from pathlib import Path
 import constrained_decode
 from common import UserError
 from constrained_decode import openai_api
-from language_model import model_server
+from language_model import model_folder, model_server
 
 STARTS_SERVER = True
 NEEDS_ENDPOINT = False
@@ -42,6 +42,8 @@ def load(model_path, task, config, batch_size=None, constrained=True):
 @contextlib.contextmanager
 def serve(model_path, task, config, n_rows, more, log, constrained=True, random_weights=False):
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
+    if not random_weights:
+        model_folder.check_weights(model_path)
     port = model_server.free_port()
     started = [*command(model_path, port, random_weights), *shlex.split(more)]
     with model_server.running(started, f"http://127.0.0.1:{port}/health", log):

@@ -22,7 +22,7 @@ from constrained_decode import Answer, _grammar
 from constrained_decode._endpoint import STREAM, Closing, Endpoint, Failure, count, failed
 from constrained_decode._reading import check_lengths
 from constrained_decode._writing import text_of
-from language_model import calibration, chat_template, hub, model_server, verdict_branch
+from language_model import calibration, chat_template, hub, model_folder, model_server, verdict_branch
 
 STARTS_SERVER = True
 NEEDS_ENDPOINT = False
@@ -44,6 +44,7 @@ PIECE = 2_048  # rows whose answers come together; vLLM itself takes as many of 
 def load(model_path, task, config, batch_size=None, constrained=True):
     """An engine in this process."""
     check_installed()
+    model_folder.check_weights(model_path)
     reader = Reader(model_path, task, config, constrained)
     os.environ.update(ENVIRONMENT if reader.is_held else {})
     from vllm import LLM
@@ -67,6 +68,8 @@ def check_installed():
 def serve(model_path, task, config, n_rows, more, log, constrained=True, random_weights=False):
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
     check_installed()
+    if not random_weights:
+        model_folder.check_weights(model_path)
     port = model_server.free_port()
     reader = Reader(model_path, task, config, constrained)
     # Of a stream a first token at once, the others together: their events would cost the server more than the tokens.

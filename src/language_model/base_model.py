@@ -2,7 +2,7 @@
 
 import os
 
-from language_model import hub
+from language_model import hub, model_folder
 
 
 def load_base(config, attention=None):
@@ -20,8 +20,10 @@ def load_base(config, attention=None):
 def load_weights(config, **options):
     from transformers import AutoModelForCausalLM
 
+    place = hub.local_or_hub(config.model_id)
+    model_folder.check_weights(place)
     with hub.hub_errors_explained(config.model_id):
-        return AutoModelForCausalLM.from_pretrained(hub.local_or_hub(config.model_id), **options)
+        return AutoModelForCausalLM.from_pretrained(place, **options)
 
 
 def quantization(config, precision):

@@ -1,10 +1,11 @@
 """What a model's folder says of itself: the settings it was trained with, and what distinguishes it from another."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
-from common import UserError, is_folder, read_json, sha256_file
+from common import UserError, is_folder, read_json, sha256_file, sha256_text
 from config import Gen, build, config_from_dict, load_config
 
 SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}  # for a server whose model has no YAML here
@@ -52,11 +53,39 @@ def check_weights(folder):
     """A model whose manifest names its weights' hash must have these: damaged ones load, and answer at random."""
     manifest = Path(folder) / "manifest.json"
     expected = read_json(manifest).get("weights_sha256") if manifest.is_file() else None
-    if expected and sha256_file(Path(folder) / "model.safetensors") != expected:
+    if expected and weights_sha256(folder) != expected:
+        names = ", ".join(file.name for file in weight_files(folder))
         raise UserError(
-            f"{folder}/model.safetensors: not the weights that manifest.json names; they are damaged or another "
-            "model's, copy the folder again"
+            f"{folder}/{names}: not the weights that manifest.json names; they are damaged or another model's, copy "
+            "the folder again or make it again"
         )
+
+
+def weights_sha256(folder):
+    """One hash of a folder's weights, however many files they are in."""
+    hashes = [hash_of(file, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(folder)]
+    return hashes[0] if len(hashes) == 1 else sha256_text(" ".join(hashes))
+
+
+@functools.cache
+def hash_of(file, size, time_ns):
+    """Of a file as it was written at this time: an engine may check what its process has checked, at 1 s a GB."""
+    return sha256_file(file)
+
+
+def weight_files(folder):
+    """The files of a model's weights, or of an adapter's."""
+    folder = Path(folder)
+    index = folder / "model.safetensors.index.json"
+    adapter = folder / "adapter_model.safetensors"
+    if index.is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    else:
+        names = [adapter.name if adapter.is_file() else "model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: no weights, {missing[0]} is missing; copy the folder again, or train the model")
+    return [folder / name for name in names]
 
 
 def config_text(config):

@@ -8,7 +8,7 @@ import shutil
 import dataset
 import interruption
 from common import UserError, WorkFailed, sha256_file, shown_path, write_json, write_text
-from language_model import base_model, chat_template, packed_attention
+from language_model import base_model, chat_template, model_folder, packed_attention
 from manifest import Clock, write_manifest
 from training.processes import is_main, n_processes, say, use_every_core
 
@@ -38,6 +38,7 @@ def train(args, config, task, lora, fingerprint, clock):
             clock,
             config=dataclasses.asdict(config),
             fingerprint=fingerprint,
+            weights_sha256=model_folder.weights_sha256(lora),
             task=task.name,
             training=training_facts(trainer, config, examples, left_out),
             data={

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dataset
 from common import WorkFailed, read_json, sha256_file
-from language_model import base_model, calibration, chat_template, hub, verdict_branch
+from language_model import base_model, calibration, chat_template, hub, model_folder, verdict_branch
 from manifest import Clock, write_manifest
 from training import parity
 
@@ -55,6 +55,7 @@ def merge(config, task, lora, merged, rows, fingerprint):
         training=trained["training"] | {"wall_s": trained["wall_s"], "hardware": trained["hardware"]},
         data=trained["data"],
         adapter_sha256=sha256_file(lora / "adapter_model.safetensors"),
+        weights_sha256=model_folder.weights_sha256(merged),
     )
     print(f"merged model in {merged}")
 
@@ -120,6 +121,7 @@ def load_adapter_model(config, lora):
     """The model as it was trained: base in training precision, 4-bit for QLoRA, adapter on top."""
     from peft import PeftModel
 
+    model_folder.check_weights(lora)
     base, _ = base_model.load_base(config)
     return PeftModel.from_pretrained(base, lora).eval()
 

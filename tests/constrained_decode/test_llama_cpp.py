@@ -18,6 +18,7 @@ import make_standin
 from common import ROOT, UserError, parse_json, read_json
 from config import load_config
 from constrained_decode import llama_cpp, load_engine
+from language_model import model_folder
 from support import families
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -273,7 +274,7 @@ def test_the_file_says_what_it_holds_and_of_which_weights(dtype, shipped, conver
     facts = engine(tmp_path / "steward-mini").facts
     manifest = read_json(tmp_path / "steward-mini" / "model.manifest.json")
     assert (
-        manifest["weights_sha256"] == llama_cpp.weights_sha256(shipped)
+        manifest["weights_sha256"] == model_folder.weights_sha256(shipped)
         and manifest["dtype"] == dtype
         and manifest["gguf_package"]
     )
@@ -290,7 +291,7 @@ def test_weights_in_several_files_are_one_model(packages, chance, conversations,
 
     AutoTokenizer.from_pretrained(chance).save_pretrained(tmp_path / "parts")
     AutoModelForCausalLM.from_pretrained(chance).save_pretrained(tmp_path / "parts", max_shard_size="1MB")
-    assert len(llama_cpp.weight_files(tmp_path / "parts")) > 1
+    assert len(model_folder.weight_files(tmp_path / "parts")) > 1
     export_gguf.export(tmp_path / "parts", tmp_path / "parts.gguf", "f32")
     said, whole = (in_order(engine(folder).verdicts(conversations[:5])) for folder in (tmp_path / "parts", chance))
     assert said == whole

@@ -143,6 +143,21 @@ def test_the_manifest_says_where_the_model_came_from(uninterrupted):
     assert list((uninterrupted / "whole" / "standin-lora" / "tensorboard").glob("events*"))
 
 
+def test_a_merged_model_or_an_adapter_with_one_bit_flipped_is_not_loaded(uninterrupted):
+    project = uninterrupted
+    shutil.copytree(project / "whole", project / "flipped")
+    for kind, file in (("merged", "model.safetensors"), ("lora", "adapter_model.safetensors")):
+        weights = bytearray((project / "flipped" / f"standin-{kind}" / file).read_bytes())
+        weights[-1] ^= 1
+        (project / "flipped" / f"standin-{kind}" / file).write_bytes(weights)
+    ask = ["src/ask.py", "--model_path", "flipped/standin-merged", '{"a": "b"}', '{"a": "c"}']
+    for command in (ask, train(project, "flipped", "merge.dtype=bfloat16")):
+        result = run(*command, cwd=project)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        assert "not the weights that manifest.json names" in result.stderr.splitlines()[-1]
+    assert manifest(project, "flipped")["merge"]["dtype"] != "bfloat16", "nothing was merged from a damaged adapter"
+
+
 def test_the_best_checkpoint_is_the_one_that_decides_best(uninterrupted):
     training = manifest(uninterrupted, "whole")["training"]
     scores = training["val_macro_f1_by_step"]
