@@ -60,7 +60,7 @@ VERDICTS := $(if $(filter-out 0,$(HAS_VERDICT)),--verdicts)
 # What every scoring depends on; touching one re-scores and generates nothing.
 SCORING := src/evaluate_kpis.py $(wildcard src/scoring/*.py $(T)/*.py)
 # What shapes the splits: the task's files but those that only score.
-SPLITTING := src/prepare_splits.py $(wildcard src/entity_resolution/*.py) src/rows.py src/dataset.py $(filter-out $(T)/kpis.py $(T)/baseline.py,$(wildcard $(T)/*.py)) $(T)/task.yaml
+SPLITTING := src/prepare_splits.py src/sources.py src/tables.py $(wildcard src/entity_resolution/*.py) src/rows.py src/dataset.py $(filter-out $(T)/kpis.py $(T)/baseline.py,$(wildcard $(T)/*.py)) $(T)/task.yaml
 # What shapes the answers of an engine beside the model and its prompts.
 ANSWERING := src/predict.py $(wildcard src/language_model/*.py src/constrained_decode/_*.py) src/constrained_decode/$(BACKEND).py $(SCHEMA)
 # A step that is asked for by name always runs and decides by its fingerprint (settings, data, model) whether there is work;
@@ -103,14 +103,20 @@ ask: $(ENV)
 $(MODELS:%=ask-%): ask-%: $(ENV)
 	@$(ASK) --model_path $(O)/$*-merged --backend $(BACKEND)
 
-## make prep              data/all.jsonl -> train, val, test and prompts; synthetic pairs where there is no all.jsonl
+## make prep              data/all.jsonl, or the file that IN= names -> train, val, test and prompts; synthetic pairs where there is neither
+## IN           labelled rows: JSON Lines, or a CSV, TSV, Excel or Parquet table
+IN ?=
+## READ         how to read a table, e.g. READ="--label_column same --drop score"
+READ ?=
+## REASONS      sentences beside the verdicts: keep (missing ones are made), make or drop
+REASONS ?=
 ## ROWS         how many synthetic pairs
 ROWS ?=
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
-$(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.jsonl) | $(ENV)
-	$(PYTHON) $< --in $(D)/all.jsonl --out $(D) $(if $(ROWS),--rows $(ROWS)) $(AGAIN) $(TASK_FLAG)
+$(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.* $(IN)) | $(ENV)
+	$(PYTHON) $< $(if $(IN),--in $(IN),--in $(D)/all.jsonl) --out $(D) $(if $(ROWS),--rows $(ROWS)) $(if $(REASONS),--reasons $(REASONS)) $(READ) $(AGAIN) $(TASK_FLAG)
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md $(wildcard src/tasks/*.py) $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(AGAIN) $(TASK_FLAG)
 
@@ -257,7 +263,7 @@ check-% train-% kpi-% bench-% ask-% serve-%:
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
 .PHONY: clean
-MADE := $(addprefix $(D)/,processed synthetic.jsonl* manifest.json train.jsonl val.jsonl test.jsonl *.part) \
+MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *.part) \
 	$(addprefix $(O)/,*-lora *-merged *.part) \
 	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* baselines.json metrics.csv latency.csv throughput.csv \
 	index.html manifest.json transfer* *.part)
