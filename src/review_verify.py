@@ -9,7 +9,7 @@ that was kept elsewhere.
 import argparse
 from pathlib import Path
 
-from common import WorkFailed, existing_file, run
+from common import WorkFailed, counted, existing_file, run
 from service.review import chain, decisions
 
 
@@ -35,8 +35,8 @@ def main():
             "written anew"
         )
     print(
-        f"{path}: {len(entries):,} decisions, each follows the one before; {len(decisions.standing(entries)):,} pairs "
-        "are decided"
+        f"{path}: {counted(len(entries), 'decision')}, each follows the one before; "
+        f"{counted(len(decisions.standing(entries)), 'pair')} decided"
     )
     if entries:
         print(f"the last one's hash, to keep elsewhere: {entries[-1]['hash']}")

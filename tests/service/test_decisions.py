@@ -18,7 +18,7 @@ import review_export
 import review_verify
 from common import ROOT
 from service.review import chain, decisions
-from support import tampering
+from support import disks, tampering
 from support.pipeline import exit_code
 from support.reviewing import corrected, decision
 from support.tampering import HARMS, tamper
@@ -106,7 +106,7 @@ def test_a_file_that_is_gone_is_reported_and_not_begun_anew(book, capsys):
     book.add(decision(1))
     book.path.unlink()
     assert exit_code(review_verify, "--decisions", book.path) == 1
-    assert f"{book.path}:1: lines are missing; 1 decisions had been written" in capsys.readouterr().err
+    assert f"{book.path}:1: lines are missing; 1 decision had been written" in capsys.readouterr().err
     with pytest.raises(chain.Changed, match="lines are missing"):
         decisions.Decisions(book.path)
     assert not book.path.exists()
@@ -368,6 +368,46 @@ def test_of_accepted_pairs_a_share_can_be_taken_and_corrections_always_are(book,
     book.add(corrected(99))
     code, rows, preferences, told = exported("--accepted_share", "0.3")
     assert code == 0 and 4 <= len(rows) - 1 <= 22 and len(preferences) == 1 and "accepted, not drawn" in told
+
+
+def test_an_export_without_space_is_one_sentence_and_leaves_the_earlier_one(book, tmp_path, capsys):
+    for at in range(20):
+        book.add(decision(at))
+    with disks.small_disk(tmp_path / "disk", "64k") as disk:
+        words = ("--decisions", book.path, "--no_test", "--out", disk / "out")
+        assert exit_code(review_export, *words) == 0
+        earlier = {path: path.read_bytes() for path in (disk / "out").iterdir()}
+        for at in range(20, 60):
+            book.add(decision(at))
+        decided = book.path.read_bytes()
+        filler = disks.fill(disk)
+        capsys.readouterr()
+        for mode, why in (("rw", "no space left"), ("ro", "Read-only file system")):
+            disks.make(disk, mode)
+            assert exit_code(review_export, *words) == 1
+            told = capsys.readouterr()
+            assert why in told.err and told.err.count("\n") == 1 and not told.out
+            assert {path: path.read_bytes() for path in (disk / "out").iterdir()} == earlier
+        disks.make(disk, "rw")
+        filler.unlink()
+        assert exit_code(review_export, *words) == 0 and "60 rows" in capsys.readouterr().out
+    assert book.path.read_bytes() == decided
+
+
+def test_the_check_needs_no_disk_that_can_be_written(tmp_path, capsys):
+    with disks.small_disk(tmp_path / "disk", "64k") as disk:
+        path = disk / "decisions.jsonl"
+        decisions.Decisions(path).add(decision(1))
+        disks.fill(disk)
+        disks.make(disk, "ro")
+        assert exit_code(review_verify, "--decisions", path) == 0 and "1 decision, " in capsys.readouterr().out
+
+
+def test_decisions_of_another_task_are_not_exported_as_this_ones(book, exported):
+    facts = {key: value for key, value in decision(1).items() if "result" not in key}
+    book.add(facts | {"mood": "angry", "model_mood": "angry"})
+    code, *_, told = exported()
+    assert code == 2 and "decisions.jsonl:1: a decision of another task than crm" in told and "--task" in told
 
 
 def test_a_file_that_was_changed_is_not_exported(book, exported):

@@ -7,7 +7,7 @@ from support.reviewing import decision
 
 
 def changed(lines, at):
-    lines[at] = lines[at].replace(b'"POSSIBLE"', b'"DUPLICATE"', 1)
+    lines[at] = lines[at].replace(b'"reviewer":"', b'"reviewer":"not ', 1)
     return at + 1
 
 
@@ -28,7 +28,7 @@ def inserted(lines, at):
 
 def rehashed(lines, at):
     """Changed by somebody who knows how the hash is made, but not the lines behind it."""
-    entry = json.loads(lines[at]) | {"result": "DUPLICATE"}
+    entry = json.loads(lines[at]) | {"reviewer": "lee"}
     lines[at] = chain.line_of(entry | {"hash": chain.hash_of(entry)})
     return at + 2
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 
-from common import parse_json
+from common import counted, parse_json
 
 FIRST = "0" * 64  # what the first decision names as the one before
 MARK_BYTES = 128  # always the same: written over in place, it needs no space on a full disk
@@ -120,7 +120,7 @@ def problems(path, counts_half=True):
             found += [f"{path}:{n_lines}: {fault}" for fault in faults]
             before = entry or before
     if mark and n_lines < mark["n"]:
-        found.append(f"{path}:{n_lines + 1}: lines are missing; {mark['n']:,} decisions had been written")
+        found.append(f"{path}:{n_lines + 1}: lines are missing; {counted(mark['n'], 'decision')} had been written")
     return found
 
 

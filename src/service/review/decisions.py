@@ -18,6 +18,7 @@ from common import sha256_text, to_json
 from service.review import chain
 from service.settings import Limits
 
+FIRST_READ_S = 60.0  # for the lock when a service starts
 LOCK_EVERY_S = 0.01  # how often a lock that another process holds is tried
 
 
@@ -65,20 +66,16 @@ class Decisions:
         # A file that is gone is not begun anew: its mark says that there were decisions.
         if not self.path.exists() and not chain.problems(self.path):
             self.path.touch()
-        until = self.deadline()
+        # Another worker may be reading a long file for the first time.
+        until = time.monotonic() + max(lock_s, FIRST_READ_S)
         with self._alone(until):
             if not self.path.exists():
-                raise chain.Changed(chain.problems(self.path)[0])
+                raise self._changed(f"{self.path.name} is gone")
             with self._opened("r+b", until) as file:
-                self._begin(file)
-
-    def _begin(self, file):
-        if found := chain.problems(self.path, counts_half=False):
-            raise chain.Changed(found[0])
-        self.n_cut_off = cut_off(file)
-        self._take(file)
-        if self.entries:
-            chain.keep_mark(self.path, self.entries[-1])
+                self._take(file)
+                self.n_cut_off = cut_off(file)
+                if self.entries:
+                    chain.keep_mark(self.path, self.entries[-1])
 
     @contextlib.contextmanager
     def reading(self, until=None):
@@ -164,16 +161,17 @@ class Decisions:
         try:
             mark = chain.mark_of(self.path)
         except ValueError as error:
-            raise chain.Changed(self._shown(str(error))) from None
+            raise self._changed(str(error)) from None
         if mark is None:
             return
         known = (*self.entries[mark["n"] - 1 : mark["n"]], *new)
         if mark["hash"] not in (entry["hash"] for entry in known if entry["n"] == mark["n"]):
-            raise chain.Changed(f"{self.path.name}:{mark['n']}: not the decision that was written here")
+            raise self._changed(f"{self.path.name}:{mark['n']}: not the decision that was written here")
 
-    def _shown(self, problem):
-        """A problem without the folder, which is nothing for a client."""
-        return problem.removeprefix(f"{self.path.parent}{os.sep}")
+    def _changed(self, otherwise):
+        """The error that names the first wrong line, without the folder, which is nothing for a client."""
+        found = [*chain.problems(self.path, counts_half=False), otherwise]
+        return chain.Changed(found[0].removeprefix(f"{self.path.parent}{os.sep}"))
 
     def _know(self, entry, line):
         self.entries.append(entry)
@@ -189,8 +187,7 @@ class Decisions:
             found.update(part)
             left -= len(part)
         if left or found.digest() != self.digest.digest():
-            wrong = [*chain.problems(self.path), f"{self.path.name}: other lines stand there than were read"]
-            raise chain.Changed(self._shown(wrong[0]))
+            raise self._changed(f"{self.path.name}: other lines stand there than were read")
 
 
 def write(file, line):

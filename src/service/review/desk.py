@@ -218,6 +218,7 @@ class Reviews:
             "pair": item.pair,
             "id": item.id,
             "rows": self.contract.review_rows(item.case),
+            "unsupported": self.contract.unsupported(item.case, item.answer) or [],
             "records": item.case,
             "probabilities": item.probabilities,
         }
@@ -314,8 +315,8 @@ def opened(path, task, lock_s):
         found = Decisions(path, lock_s)
     except Changed as error:
         raise WorkFailed(
-            f"{error}; make review-verify lists what is wrong. Nothing is added to a file that is not what was "
-            f"written: put a copy back, or {elsewhere}"
+            f"{path.parent}/{error}; make review-verify lists what is wrong. Nothing is added to a file that is not "
+            f"what was written: put a copy back, or {elsewhere}"
         ) from None
     except Held:
         raise WorkFailed(f"{path}: another process holds it; wait for that, or {elsewhere}") from None

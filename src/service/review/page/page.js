@@ -221,7 +221,9 @@ function showVerdict(open) {
   const verdict = predicted(card), reason = card[state.page.reason_key] || "";
   $("model-result").textContent = verdict;
   $("model-share").textContent = verdict in shares ? `(${percent(shares[verdict])})` : "";
-  $("sentence").replaceChildren(...linked(reason, card.rows));
+  $("sentence").replaceChildren(...linked(reason, card.rows, card.unsupported));
+  $("unsupported").replaceChildren(...card.unsupported.map(doubt));
+  $("unsupported").hidden = !card.unsupported.length;
   $("shares").replaceChildren(...Object.entries(shares).map(([label, share]) => {
     const entry = element("div");
     entry.append(element("dt", label), element("dd", percent(share)));
@@ -231,17 +233,32 @@ function showVerdict(open) {
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
-// The sentence with each field that it names as a link to the field's row.
-function linked(text, rows) {
-  const names = rows.map((row) => row.field).sort((a, b) => b.length - a.length).map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+// What the sentence states of a field and the comparison does not show.
+function doubt(one) {
+  const [shown] = relationOf({ relation: one.evidence });
+  return element("li", `Not so: the sentence says ${one.words} ${one.stated.replace("_", " ")}, the comparison ${shown || one.evidence}.`);
+}
+
+// A field's name however a key writes it: first_name, FirstName, first name.
+const plainName = (name) => name.toLowerCase().replace(/[ _]/g, "");
+
+// The sentence with each field that it names as a link to the field's row; what the comparison does not show is marked.
+function linked(text, rows, unsupported) {
+  const fields = new Map(rows.map((row) => [plainName(row.field), row.field]));
+  const doubted = new Set(unsupported.map((one) => plainName(one.words)));
+  for (const one of unsupported) if (!fields.has(plainName(one.words))) fields.set(plainName(one.words), one.field);
+  const names = [...rows.map((row) => row.field), ...unsupported.map((one) => one.words)].sort((a, b) => b.length - a.length)
+    .map((name) => name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/[ _]/g, "[ _]?"));
   if (!names.length) return [document.createTextNode(text)];
   const parts = [];
   let last = 0;
   for (const found of text.matchAll(new RegExp(`(?<![\\p{L}\\p{N}_])(?:${names.join("|")})(?![\\p{L}\\p{N}_])`, "giu"))) {
+    const name = plainName(found[0]);
     const link = element("a", found[0], { href: "#card" });
+    if (doubted.has(name)) link.className = "unsupported";
     link.addEventListener("click", (event) => {
       event.preventDefault();
-      point(found[0].toLowerCase());
+      point((fields.get(name) ?? found[0]).toLowerCase());
     });
     parts.push(document.createTextNode(text.slice(last, found.index)), link);
     last = found.index + found[0].length;
