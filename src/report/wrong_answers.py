@@ -1,7 +1,8 @@
 """What the page's list of wrong answers filters and draws: the surest first where a task has a verdict.
 
-A task whose kpis.py has `COMPARED` and `compare(case)` shows the two things that a case compares side by side; of every
-other task the question is shown, with the gold answer and the model's side by side.
+A task whose kpis.py has `COMPARED` and `compare(case)` shows the two things that a case compares side by side, and with
+`unsupported(case, answer)` marks what the answer states and that comparison does not show; of every other task the
+question is shown, with the gold answer and the model's side by side.
 """
 
 from common import to_json
@@ -46,6 +47,7 @@ def confidence(row):
 def wrong_answer(task, row, at):
     compare = task.hook("kpis", "compare")
     slices = task.hook("kpis", "slices", lambda case: {})
+    unsupported = task.hook("kpis", "unsupported", lambda case, answer: [])
     answer = row.get("answer")
     invalid = answer is None and row.get("raw")
     return {
@@ -58,6 +60,7 @@ def wrong_answer(task, row, at):
         "slices": slices(row["input"]),
         "goldText": beside_verdict(task, row["gold"]) if compare else {},
         "answerText": beside_verdict(task, answer) if compare else {},
+        "unsupported": unsupported(row["input"], answer) if answer is not None else [],
         "question": None if compare else clipped(task.messages(row["input"])[-1]["content"]),
         "fields": [marked(field) for field in (compare(row["input"]) if compare else compared_answers(task, row))],
         "raw": clipped(row["raw"]) if invalid else None,

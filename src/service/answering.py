@@ -182,15 +182,14 @@ class Service:
     def too_long(self):
         return Refused(413, self.contract.words.too_long)
 
-    def detail(self, case, reply):
+    def detail(self, case, answer, reply):
         """What ?detail=true adds to an answer."""
         found = {}
         if self.task.verdict:
             shares = reply.probabilities
             found["probabilities"] = shares and {label: round(share, 4) for label, share in shares.items()}
         found["closed_at_budget"] = bool(reply.late)
-        evidence = self.contract.evidence(case)
-        return found if evidence is None else found | {"evidence": evidence}
+        return found | self.contract.beside(case, answer)
 
     def log_facts(self, answer):
         """What of an answer stands in the log: the verdict, never a text."""

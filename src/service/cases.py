@@ -63,7 +63,7 @@ def checked(value, task_contract):
 
 def with_detail(service, case, answer, reply, detail):
     body = service.contract.body(answer)
-    return body | service.detail(case, reply) if detail else body
+    return body | service.detail(case, answer, reply) if detail else body
 
 
 class Batches:

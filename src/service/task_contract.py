@@ -13,6 +13,7 @@ of a tool call. POST /answer/batch takes many. A service.py may name any of thes
     case_schema(limits, value)  the JSON Schema of a case, where `value` is that of a value inside it
     check_body(value, limits)   what is wrong with a body, in one sentence; None where it is a case
     evidence(case)              rows for the reader beside an answer: [{"field": ..., "relation": ..., column: text}]
+                                What of the answer they do not show says unsupported(case, answer) of its kpis.py
     REVIEW_PAGE                 the words of the review page, see page(); EXAMPLE_REASON: one of a correction
     reason_for(label, case)     the sentence beside a verdict that a person corrected
 """
@@ -53,6 +54,20 @@ def words_of(task):
     return Words(**usual | task.hook("service", "WORDS", {}))
 
 
+UNSUPPORTED = {
+    "type": "object",
+    "description": "A statement of the answer that the evidence does not show",
+    "properties": {
+        "field": {"type": "string"},
+        "words": {"type": "string", "description": "How the answer names the field"},
+        "stated": {"type": "string"},
+        "evidence": {"type": "string"},
+    },
+    "required": ["field", "words", "stated", "evidence"],
+    "additionalProperties": False,
+}
+
+
 class TaskContract:
     """One task's part of the service."""
 
@@ -86,6 +101,16 @@ class TaskContract:
         """Rows of evidence; None where the task has none to show."""
         own = self._own("evidence")
         return own(case) if own else None
+
+    def unsupported(self, case, answer):
+        """What an answer states and the evidence does not show; None where the task compares neither."""
+        own = self.task.hook("kpis", "unsupported")
+        return own(case, answer) if own else None
+
+    def beside(self, case, answer):
+        """What stands beside an answer for its reader: the evidence, and what of the answer it does not show."""
+        found = {"evidence": self.evidence(case), "unsupported": self.unsupported(case, answer)}
+        return {name: rows for name, rows in found.items() if rows is not None}
 
     def review_rows(self, case):
         """What the review page shows of a case: the evidence, else its fields."""
@@ -164,6 +189,8 @@ class TaskContract:
         found["closed_at_budget"] = {"type": "boolean"}
         if self._own("evidence"):
             found["evidence"] = {"type": "array", "items": {"type": "object"}}
+        if self.task.hook("kpis", "unsupported"):
+            found["unsupported"] = {"type": "array", "items": UNSUPPORTED}
         return found
 
 

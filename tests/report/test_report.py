@@ -191,6 +191,23 @@ def test_differences_are_marked_letter_by_letter():
     assert (same["left"], same["right"]) == (["+1 2"], ["12"])
 
 
+def test_what_a_sentence_states_and_the_comparison_does_not_show_is_marked(bench):
+    bench.put("phi4mini", bench.bad)
+    bench.put("baseline_boosting", bench.boosting, kind="baseline")
+    bench.make()
+    payload = json.loads(
+        re.search(r'<script type="application/json"[^>]*>(.*?)</script>', bench.text("index.html"), re.S).group(1)
+    )
+    marks = [mark for row in payload["rows"] for mark in row["unsupported"]]
+    assert marks and all((mark["words"], mark["stated"]) == ("email", "same") for mark in marks)
+    for row in payload["rows"]:
+        shown = {field["field"]: field["relation"] for field in row["fields"]}
+        is_true = "reasoning" not in row["answerText"] or shown.get("email") == "same"
+        assert [mark["evidence"] for mark in row["unsupported"]] == (
+            [] if is_true else [shown.get("email", "not_given")]
+        )
+
+
 def test_long_list_is_capped_and_says_so(bench, monkeypatch):
     monkeypatch.setattr(make_report, "MOST_WRONG", 4)
     bench.put("phi4mini", bench.bad)

@@ -489,8 +489,8 @@ def test_named_fields_are_those_that_agree_or_differ():
     found = crm.score(
         {"input": PAIR}, {"result": "POSSIBLE", "reasoning": "email matches; phone differs; zip is missing on one side"}
     )
-    assert found["telling"] == 8 and found["named"] == 2
-    assert crm.score({"input": PAIR}, {"result": "POSSIBLE", "reasoning": "name and address differ"})["named"] == 4
+    assert found["telling"] == 7 and found["named"] == 2
+    assert crm.score({"input": PAIR}, {"result": "POSSIBLE", "reasoning": "name and address differ"})["named"] == 3
 
 
 def test_an_untrue_reasoning_lowers_the_faithfulness_of_the_whole():

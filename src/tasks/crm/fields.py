@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rapidfuzz import fuzz
+from rapidfuzz.distance import OSA
 
 from entity_resolution.plain_text import plain
 
@@ -69,6 +70,9 @@ NOTHING = frozenset(
     ("", "n/a", "na", "-", "--", "none", "null", "nan", "unknown", "not available", "?", ".")
 )  # how systems write that they know nothing
 NUMBERS = frozenset(("phone", "postal_code", "tax_id", "birth_date", "house_number"))
+ADDRESSED = frozenset(("email", "website"))  # one letter more or less is another mailbox, another site
+ONE_SLIP_FROM = 5  # letters; Mary and Mark, Dan and Jan are two names
+SWAPPED_FROM = 4  # Kira and Kiar
 HELD_WITHIN = frozenset(("street", "company", "name"))  # a longer form holds the shorter one whole
 BETWEEN_WORDS = re.compile(r"[\s,;/]+")
 NUMBERED = re.compile(r"\d$")  # Attribute_2, col7: a key that names nothing
@@ -223,22 +227,40 @@ def similarity(kind, a, b):
         fewer, more = sorted((set(a.split()), set(b.split())), key=len)
         if len(fewer) > 1 and fewer <= more:
             return 95.0
-    if kind in ("first_name", "name") and same_but_nickname(a, b):
+    if kind in ("first_name", "name") and same_but_short_forms(a, b):
         return 90.0
-    if kind in ("first_name", "middle_name") and min(len(a), len(b)) == 1 and a[:1] == b[:1]:
+    if kind in ("first_name", "middle_name") and is_initial(a, b):
         return 85.0  # an initial that fits
-    return max(fuzz.ratio(a, b), fuzz.token_sort_ratio(a, b))
+    found = max(fuzz.ratio(a, b), fuzz.token_sort_ratio(a, b))
+    return max(found, 85.0) if is_one_slip(kind, a, b) else found
 
 
-def same_but_nickname(a, b):
-    """Bob Miller and Robert Miller: every word is shared or a known short form."""
+def is_one_slip(kind, a, b):
+    """Smith and Smyth, Adams and Adasm: one letter is wrong, missing or too many, or two neighbours are swapped.
+
+    By the share of equal letters alone a word of five would be another one for a single wrong letter.
+    """
+    if kind in ADDRESSED or OSA.distance(a, b, score_cutoff=1) != 1:
+        return False
+    shorter = min(len(a), len(b))
+    return shorter >= ONE_SLIP_FROM or (shorter >= SWAPPED_FROM and sorted(a) == sorted(b))
+
+
+def same_but_short_forms(a, b):
+    """Bob Miller, R. Miller and Robert Miller: every word is shared, a known short form, or beside a shared one an
+    initial that fits.
+    """
     left = a.split()
     right = b.split()
-    return (
-        bool(left)
-        and len(left) == len(right)
-        and all(x == y or y in short_forms(x) for x, y in zip(left, right, strict=True))
-    )
+    if not left or len(left) != len(right):
+        return False
+    words = list(zip(left, right, strict=True))
+    shares_a_word = any(x == y and len(x) > 1 for x, y in words)
+    return all(x == y or y in short_forms(x) or (shares_a_word and is_initial(x, y)) for x, y in words)
+
+
+def is_initial(a, b):
+    return min(len(a), len(b)) == 1 and a[:1] == b[:1]
 
 
 @lru_cache(maxsize=20_000)

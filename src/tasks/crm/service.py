@@ -18,10 +18,10 @@ WORDS = {
     "too_long": "the records are longer than the model can read",
 }
 EXAMPLE = {
-    "record1": {"name": "Ann Lee", "phone": "+1 555 0101", "city": "Austin"},
-    "record2": {"full_name": "A. Lee", "telephone": "555-0101", "city": "Austin"},
+    "record1": {"name": "Ann Lee", "phone": "+1 512 555 0101", "city": "Austin"},
+    "record2": {"full_name": "Anne Lee", "telephone": "512-555-0101", "city": "Austin"},
 }
-EXAMPLE_ANSWER = {"result": "DUPLICATE", "reasoning": "Likely the same: phone and city match; name is similar."}
+EXAMPLE_ANSWER = {"result": "DUPLICATE", "reasoning": "Clear duplicate: phone and city match; name is similar."}
 EXAMPLE_CHAT = '{"record1":{"name":"Ann Lee"},"record2":{"name":"A. Lee"}}'
 EXAMPLE_REASON = "other person, same household"
 REVIEW_PAGE = {
@@ -36,6 +36,7 @@ REVIEW_PAGE = {
         "left_only": ("only in A", "missing"),
         "right_only": ("only in B", "missing"),
         "not_compared": ("not compared", "missing"),
+        "not_given": ("in neither", "missing"),
     },
     "reasons": [
         "other person, near name",
