@@ -14,9 +14,11 @@ from common import first_json, parse_json
 from tasks.case_limits import kind_of
 
 CLIENT_GONE = 499  # the status of a request that nobody waits for any more, in log and metrics
+CLOSE = {"Connection": "close"}
 JSON_TYPE = "application/json"
 LINES_TYPES = ("application/x-ndjson", "application/jsonl")
 FIRST_LOOK = 4_096  # bytes that a case of a list is looked for in, before the most that it may have
+BEGINNING = 131_072  # bytes of a batch in which it shows whether it is of millions of cases
 CUT_OFF = 12  # characters before its end in which half a literal or half an escape is found in a text that was cut
 SPACE = re.compile(rb"[ \t\n\r]*")
 LINE = re.compile(rb"\S[^\n]*")
@@ -47,11 +49,13 @@ def json_bytes(value):
         return json.dumps(value, separators=(",", ":")).encode()
 
 
-async def read_body(request, limits, most_bytes=None, within_s=None):
-    """The body, given up as soon as it is larger or slower than allowed, whatever its headers say."""
+async def read_body(request, limits, most_bytes=None, within_s=None, look=None):
+    """The body, given up as soon as it is larger or slower than allowed, whatever its headers say; `look` sees its
+    beginning while the rest is on its way, and may refuse it.
+    """
     most_bytes = most_bytes or limits.most_body_bytes
     within_s = within_s or limits.body_within_s
-    too_large = Refused(413, f"the body is larger than {most_bytes:,} bytes", {"Connection": "close"})
+    too_large = Refused(413, f"the body is larger than {most_bytes:,} bytes", CLOSE)
     if int(request.headers.get("content-length", 0)) > most_bytes:
         raise too_large
     body = bytearray()
@@ -63,10 +67,13 @@ async def read_body(request, limits, most_bytes=None, within_s=None):
                 body += part
                 if len(body) > most_bytes:
                     raise too_large
+                if look and len(body) > BEGINNING:
+                    await look(bytes(body))
+                    look = None
                 clock.reschedule(min(end, now() + limits.paused_s))
     except TimeoutError:
         words = f"within {within_s:g} s" if now() >= end else f"on for {limits.paused_s:g} s"
-        raise Refused(408, f"the body did not come {words}", {"Connection": "close"}) from None
+        raise Refused(408, f"the body did not come {words}", CLOSE) from None
     except ClientDisconnect:
         raise Refused(CLIENT_GONE, "the client has gone") from None
     return body
@@ -193,11 +200,11 @@ def check_end(found, body, at):
 
 def check_count(found, limits, words):
     if len(found) > limits.most_cases:
-        raise Refused(413, f"more than {limits.most_cases:,} {words.cases} in one batch; send several")
+        raise Refused(413, f"more than {limits.most_cases:,} {words.cases} in one batch; send several", CLOSE)
 
 
 def too_large(words, limits):
-    return Refused(413, f"{words.a_case} of the batch is larger than {limits.most_body_bytes:,} bytes")
+    return Refused(413, f"{words.a_case} of the batch is larger than {limits.most_body_bytes:,} bytes", CLOSE)
 
 
 def no_list(body, limits, words):

@@ -73,7 +73,7 @@ class Queue:
         self.waiting = []
         self.is_open = True
         self.is_broken = False  # an engine in this process failed on the last batch
-        self.n_inside = 0  # waiting or being answered: now, and at most since the last batch was taken
+        self.n_inside = 0  # waiting or being answered and not patient: now, and at most since the last batch was taken
         self.most_inside = 0
         self.linger_s = 0.0
         self.changed = threading.Condition()
@@ -97,13 +97,13 @@ class Queue:
                 raise Busy(self.wait_s())
             self.waiting.append(mine)
             QUEUE_DEPTH.inc()
-            self.n_inside += 1
+            self.n_inside += not is_patient
             self.most_inside = max(self.most_inside, self.n_inside)
             self.changed.notify()
         try:
             return await asyncio.wait_for(mine.future, timeout_s)
         finally:
-            self._leave(mine)
+            self._leave(mine, is_patient)
 
     def wait_s(self):
         """Whole seconds after which the queue, as long as it is now, will have moved on."""
@@ -114,9 +114,9 @@ class Queue:
         """Take in no request any more; those that wait are still answered."""
         self.is_open = False
 
-    def _leave(self, mine):
+    def _leave(self, mine, is_patient):
         with self.changed:
-            self.n_inside -= 1
+            self.n_inside -= not is_patient
             if not mine.future.done() or mine.future.cancelled():
                 with contextlib.suppress(ValueError):
                     self.waiting.remove(mine)
@@ -129,9 +129,9 @@ class Queue:
         with self.changed:
             while not self.waiting:
                 self.changed.wait()
-            wanted = min(self.most_inside, self.most_at_once)
+            wanted = 0 if self.engine.is_elsewhere else min(self.most_inside, self.most_at_once)
             until = time.monotonic() + self.linger_s
-            while len(self.waiting) < wanted and (left := until - time.monotonic()) > 0:
+            while self._n_urgent() < wanted and (left := until - time.monotonic()) > 0:
                 self.changed.wait(left)
             self.most_inside = self.n_inside
             seen = heapq.nsmallest(self.most_seen, self.waiting, key=lambda one: one.due_s)
@@ -142,6 +142,11 @@ class Queue:
         with self.changed:
             refused = [one for one in seen if one not in fitting]
             return [one for one in self._taken([*refused, *batch]) if one in batch]
+
+    def _n_urgent(self):
+        """Who waits and gives way to nobody."""
+        now = time.monotonic()
+        return sum(one.due_s <= now for one in self.waiting)
 
     def _taken(self, these):
         """Those of them that still wait, and no longer do."""
