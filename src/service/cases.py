@@ -93,10 +93,21 @@ class Batches:
 
     async def read(self, request, kind):
         """The bytes of each case, or what is wrong with one in its place."""
-        body = await read_body(request, self.limits, self.limits.most_batch_bytes, self.limits.batch_within_s)
         split = split_list if kind == JSON_TYPE else split_lines
-        loop = asyncio.get_running_loop()
-        cases = await loop.run_in_executor(self.reader, split, body, self.limits, self.words)
+
+        async def split_aside(body):
+            return await asyncio.get_running_loop().run_in_executor(self.reader, split, body, self.limits, self.words)
+
+        async def look(beginning):
+            try:
+                await split_aside(beginning)
+            except Refused as error:
+                # Other faults may be that the rest is missing.
+                if error.status == 413:
+                    raise
+
+        body = await read_body(request, self.limits, self.limits.most_batch_bytes, self.limits.batch_within_s, look)
+        cases = await split_aside(body)
         if not cases:
             raise Refused(422, f"no {self.words.case} in it: a list of {self.words.cases} or one a line is wanted")
         request.state.log = {"bytes": len(body), self.words.cases: len(cases)}
