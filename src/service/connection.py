@@ -16,6 +16,7 @@ from service.bodies import json_bytes
 from service.metrics import REQUESTS
 
 LOOK_S = 0.25  # how often a connection is looked at
+DRAINED_EVERY_S = 0.05  # a part of a refused body, some 256 KiB, is read and forgotten
 LAST_S = 2.0  # while the service ends, nobody waits longer for a client that takes nothing
 KEPT_ALIVE_S = 30
 SEND_BUFFER = 131_072  # bytes; the system's own grows to megabytes, and hides that a client takes nothing
@@ -129,6 +130,7 @@ class Connection(HttpToolsProtocol):
             self.n_drained += len(data)
             if self.n_drained > self.limits.most_drained_bytes:
                 self.cut(NOT_DRAINED)
+            self.rest()
             return
         if self.is_idle() and self.is_read and self.head_since is None:
             self.head_since = self.loop.time()
@@ -171,6 +173,16 @@ class Connection(HttpToolsProtocol):
             self.n_drained += len(body)
             if self.n_drained > self.limits.most_drained_bytes:
                 raise TooLarge
+            self.rest()
+
+    def rest(self):
+        """Read on after a moment: what is refused anyway must not take the time of those who are answered."""
+        self.flow.pause_reading()
+        self.loop.call_later(DRAINED_EVERY_S, self.read_on)
+
+    def read_on(self):
+        if not self.transport.transport.is_closing():
+            self.flow.resume_reading()
 
     def on_message_complete(self):
         self.is_read = True
