@@ -135,7 +135,7 @@ class LengthGauge:
 
     def report(self):
         for split, left_out in self.left_out.items():
-            print(f"{self.path}: {len(left_out):,} {split} rows do not fit")
+            print(f"{self.path}: {counted(len(left_out), f'{split} row')} too long")
             dataset.print_left_out(left_out, f"{self.path}, {split}", MOST_LISTED)
 
 

@@ -3,7 +3,7 @@
 One Chat renders a model's prompts for training, check, evaluation and service, so that all see the same tokens.
 """
 
-from common import UserError, read_jsonl
+from common import UserError, counted, read_jsonl
 from language_model.chat_template import IGNORED, encode
 
 
@@ -54,7 +54,7 @@ def encode_rows(rows, chat, config):
 
 def print_left_out(left_out, where, most):
     if left_out:
-        print(f"{where}: {len(left_out):,} rows do not fit and are left out whole:")
+        print(f"{where}: too long and left out whole: {counted(len(left_out), 'row')}")
         for row in left_out[:most]:
             print(f"  {row['id']}: {row['reason']}")
         if len(left_out) > most:

@@ -10,6 +10,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import interruption
 import tables
 from common import UserError, existing_file, sha256_file, shown_path, written_whole
 from tasks import plain_tables
@@ -122,7 +123,12 @@ def from_lines(source, name, args, part):
 
 def from_tables(reader, args, task, files, part):
     """Rows of one table or several, after a word about what was understood."""
-    read = reader.rows(args, task, files)
+    try:
+        read = reader.rows(args, task, files)
+    except UserError as error:
+        if interruption.TYPED not in os.environ:
+            raise
+        raise UserError(f'{error}\nWith make, options of a table go into READ=, as in READ="--drop score"') from error
     for line in read.said:
         print(line, flush=True)
     with written_whole(part) as file:

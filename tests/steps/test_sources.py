@@ -107,7 +107,7 @@ def test_a_task_that_makes_nothing_refuses_to(steps, monkeypatch):
     from support import small_tasks
 
     small_tasks.loaded(monkeypatch, "notes")
-    assert "--reasons make" in steps.prep("--task", "notes", "--reasons", "make", code=2)
+    assert "completing.py" in steps.prep("--task", "notes", "--reasons", "make", code=2)
 
 
 # ---- one table, in every form
