@@ -401,10 +401,12 @@ def test_whoever_is_ended_from_outside_still_stops_its_server(tmp_path):
     script = (
         "import sys, time, pathlib; sys.path.insert(0, "
         f"{str(model_server.__file__.rpartition('/language_model')[0])!r})\n"
-        "from language_model import model_server\n"
+        "from common import run; from language_model import model_server\n"
         f"command, log = [sys.executable, '-c', {SERVER!r}, '{port}', 'lives'], pathlib.Path({str(log)!r})\n"
-        f"with model_server.running(command, 'http://127.0.0.1:{port}/health', log) as s:\n"
-        "    print('pid', s.pid, flush=True); time.sleep(60)"
+        "def main():\n"
+        f"    with model_server.running(command, 'http://127.0.0.1:{port}/health', log) as s:\n"
+        "        print('pid', s.pid, flush=True); time.sleep(60)\n"
+        "run(main)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as outer:
         pid = next(int(line.split()[1]) for line in outer.stdout if line.startswith("pid"))
