@@ -112,11 +112,14 @@ READ ?=
 REASONS ?=
 ## ROWS         how many synthetic pairs
 ROWS ?=
+# On the way to another step, rows that were read from IN= later than all.jsonl was written are still the rows.
+READ_BEFORE := $(if $(filter prep,$(MAKECMDGOALS)),,$(shell [ $(D)/imported.jsonl -nt $(D)/all.jsonl ] && echo $(D)/imported.jsonl))
+SOURCE := $(or $(IN),$(READ_BEFORE),$(D)/all.jsonl)
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
-$(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.* $(IN)) | $(ENV)
-	$(PYTHON) $< $(if $(IN),--in $(IN),--in $(D)/all.jsonl) --out $(D) $(if $(ROWS),--rows $(ROWS)) $(if $(REASONS),--reasons $(REASONS)) $(READ) $(AGAIN) $(TASK_FLAG)
+$(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.* $(SOURCE)) | $(ENV)
+	$(PYTHON) $< --in $(SOURCE) --out $(D) $(if $(ROWS),--rows $(ROWS)) $(if $(REASONS),--reasons $(REASONS)) $(READ) $(AGAIN) $(TASK_FLAG)
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md $(wildcard src/tasks/*.py) $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(AGAIN) $(TASK_FLAG)
 
@@ -267,6 +270,8 @@ MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.jso
 	$(addprefix $(O)/,*-lora *-merged *.part) \
 	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* baselines.json metrics.csv latency.csv throughput.csv \
 	index.html manifest.json transfer* *.part)
+# A run that was killed leaves its lock's file.
+MADE += $(D)/.*.lock $(O)/.*.lock $(R)/.*.lock
 clean:
 	rm -rf demo models/standin $(MADE)
 	@if [ "$$(grep -c 'steward:begin' $(R)/model_comparison.md 2>/dev/null).$$(grep -c 'steward:end' $(R)/model_comparison.md 2>/dev/null)" = 1.1 ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import dataset
+import locks
 from common import UserError, counted, existing_file, read_json, row_id, run, sha256_file, written_whole
 from config import load_config
 from language_model import chat_template
@@ -22,10 +23,16 @@ MOST_LISTED = 20
 
 def main():
     args = parse_args()
-    clock = Clock()
     task = load_task(args.task)
     folder = Path(args.data or task.under("data"))
     out = Path(args.out or folder / "processed")
+    with locks.only_writer(out):
+        build(args, task, folder, out)
+
+
+def build(args, task, folder, out):
+    """Write both files of prompts, unless these very ones are there."""
+    clock = Clock()
     name = prompts_fingerprint(folder, task)
     if not args.config and not args.force and is_done(out, name):
         print(f"the prompts in {out} are up to date: same rows, task and code (--force makes them again)")

@@ -38,9 +38,9 @@ def _taken(path, place):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
         except OSError as error:
-            raise WorkFailed(
-                f"{path.parent}: {error.strerror}; nothing can be written there, and nothing was"
-            ) from error
+            # The user knows the place and not the file beside it.
+            error.filename = str(path.parent)
+            raise
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -39,7 +39,7 @@ def main():
     args = parse_args()
     clock = Clock()
     task = load_task(args.task)
-    with locks.only_writer(args.out), sources.labelled(args, task) as source:
+    with locks.only_writer(Path(args.out) / "splits"), sources.labelled(args, task) as source:
         if not args.force and is_done(args, task, source):
             print(f"the splits in {args.out} are up to date: same rows, settings and code (--force makes them again)")
             date_after_inputs(args)

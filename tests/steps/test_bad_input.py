@@ -429,7 +429,7 @@ def test_a_really_full_disk_and_one_that_can_only_be_read(tmp_path):
             assert_refused(run_step(command, tmp_path), SPACE, code=1)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         for command in WRITERS:
-            assert_refused(run_step(command, tmp_path), ("disk", "nothing can be written there"), code=1)
+            assert_refused(run_step(command, tmp_path), ("disk", "Read-only file system"), code=1)
         assert [path for path in disk.rglob("*") if path.is_file()] == []
         assert (tmp_path / "in.csv").read_text() == TABLE and (tmp_path / "in.jsonl").read_text() == BIG
     finally:

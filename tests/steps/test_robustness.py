@@ -1,6 +1,6 @@
-"""Steps that are killed at random moments, and told to stop: the same command then ends as if nothing had happened.
+"""Steps that are killed, stopped, started twice, or run on a full disk or one that can only be read.
 
-STEWARD_KILLS=10 python -m pytest tests/steps/test_killed.py kills each step ten times instead of once.
+STEWARD_KILLS=10 python -m pytest tests/steps/test_robustness.py kills each step ten times instead of once.
 """
 
 import json
@@ -160,3 +160,57 @@ def test_of_two_at_one_place_one_works_and_the_other_says_why_not(step, whole, t
     assert {first.returncode, second.returncode} == {0, 1}
     assert "is being written by process" in second.stderr and "Traceback" not in second.stderr
     assert result(folder, step) == result(whole[0], step)
+
+
+ASK = ["src/ask.py", "--pairs", "src/tasks/crm/sample_pairs.jsonl", "--model_path", "outputs/standin-merged"]
+BENCH = ["src/eval_latency_throughput.py", "--model_path", "outputs/standin-merged", "--concurrency", "1"]
+WRITERS = {
+    "synthesize": ["src/synthesize.py", "--rows", "400", "--out", "disk/rows.jsonl"],
+    "prompts": ["src/build_prompts.py", "--out", "disk/processed"],
+    "standin": ["src/make_standin.py", "--out", "disk/standin"],
+    "train": [*TRAIN, "--out", "disk/outputs"],
+    "predict": ["src/predict.py", "--model_path", "outputs/standin-merged", "--out", "disk/x_predictions.jsonl"],
+    "kpi": [*KPI[:-1], "disk/standin_metrics.json"],
+    "ask": [*ASK, "--out", "disk/answers.jsonl"],
+    "bench": [*BENCH, "--requests", "4", "--no_floor", "--out", "disk/x_latency.csv"],
+    "baseline": ["src/baseline.py", "--only", "majority", "--out", "disk"],
+    "report": ["src/make_report.py", "--reports", "disk"],
+}
+
+
+@pytest.fixture(scope="module")
+def with_disk(whole, tmp_path_factory):
+    """The whole project with a folder `disk` that is a file system of 16 KB."""
+    project = tmp_path_factory.mktemp("disk") / "project"
+    shutil.copytree(whole[0], project, symlinks=True)
+    disk = project / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+    yield project
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+@pytest.mark.parametrize("step", WRITERS)
+def test_a_disk_that_takes_nothing_is_one_sentence(step, state, with_disk):
+    disk = with_disk / "disk"
+    filler = disk / "filler"
+    filler.write_bytes(b"x" * (12_288 if state == "full" else 0))
+    inputs = {path: path.read_bytes() for path in (with_disk / "data").rglob("*") if path.is_file()}
+    if state == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    try:
+        result = run(*WRITERS[step], cwd=with_disk)
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    made = sorted(path.relative_to(disk).as_posix() for path in disk.rglob("*") if path.is_file())
+    for path in disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert result.returncode == 1, result.stdout[-1000:] + result.stderr[-3000:]
+    said = [line for line in result.stderr.splitlines() if line.startswith(("failed:", "error:"))]
+    assert len(said) == 1 and "disk" in said[0] and "Traceback" not in result.stderr, result.stderr[-3000:]
+    # An adapter's checkpoints are what a training goes on from; its half-written ones are left aside then.
+    assert [name for name in made if "checkpoints" not in name and "left_out" not in name] == ["filler"]
+    assert inputs == {path: path.read_bytes() for path in inputs}
