@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -38,7 +39,7 @@ def run(main):
     except UserError as error:
         say_and_exit(f"error: {as_typed(error)}", 2)
     except WorkFailed as error:
-        say_and_exit(f"failed: {as_typed(error)}", 1)
+        say_and_exit(with_kept(f"failed: {as_typed(error)}"), 1)
     except KeyboardInterrupt as error:
         say_and_exit(interruption.report(error), getattr(error, "exit_code", 130))
     except BrokenPipeError:
@@ -47,10 +48,15 @@ def run(main):
         sys.exit(141)
     except Exception as error:
         if message := explain_no_space(error) or explain_not_writable(error):
-            say_and_exit(f"failed: {as_typed(message)}", 1)
+            say_and_exit(with_kept(f"failed: {as_typed(message)}"), 1)
         if message := explain_os_error(error):
             say_and_exit(f"error: {as_typed(message)}", 2)
         raise
+
+
+def with_kept(message):
+    kept = interruption.kept()
+    return f"{message}; {kept}, and the same command goes on from there" if kept else message
 
 
 def say_and_exit(message, code):
@@ -239,6 +245,26 @@ def written_whole(*paths):
             # On a disk that can only be read there is no part either.
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder):
+    """A folder to fill that takes the place of another, or of none, only when the block ends well."""
+    folder = Path(folder)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        # First the mark of a whole result: a run that is killed while the old one goes must not leave it on the rest.
+        (folder / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE | NOT_WRITABLE:
+            error.filename = str(folder)
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 

@@ -100,16 +100,21 @@ class keeping:  # noqa: N801 - used as a statement, like contextlib.suppress
         _Stop.kept.append(self.words)
 
     def __exit__(self, kind, error, trace):
-        # Left in place for the report where the block is interrupted.
-        if not isinstance(error, KeyboardInterrupt):
+        # Left in place for the report where the block did not end well.
+        if error is None:
             _Stop.kept.remove(self.words)
+
+
+def kept():
+    """What the work that did not end well has kept, in words; empty where that is nothing."""
+    return next((words for words in (one() for one in reversed(_Stop.kept)) if words), "")
 
 
 def report(error):
     """What a step says at its end: by what it was stopped, what is kept, and how it goes on."""
-    kept = next((words for words in (one() for one in reversed(_Stop.kept)) if words), None)
-    go_on = f"go on with: {typed()}" if kept else f"start again with: {typed()}"
-    return f"stopped by {error or 'Ctrl-C'}: {kept or NOTHING_KEPT}; {go_on}"
+    kept_words = kept()
+    go_on = f"go on with: {typed()}" if kept_words else f"start again with: {typed()}"
+    return f"stopped by {error or 'Ctrl-C'}: {kept_words or NOTHING_KEPT}; {go_on}"
 
 
 def typed():
@@ -140,9 +145,13 @@ class Journal:
         self._keeping = keeping(self.words)
         self._keeping.__enter__()
         self.file = open(self.path, "ab", buffering=0)
-        self.file.truncate(n_bytes)
-        if not n_bytes:
-            self._write(self.name)
+        try:
+            self.file.truncate(n_bytes)
+            if not n_bytes:
+                self._write(self.name)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def _found(self):

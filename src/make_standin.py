@@ -5,10 +5,9 @@ pipeline without a GPU, a hub account or a download. It knows nothing before tra
 """
 
 import argparse
-from pathlib import Path
 
 import locks
-from common import quiet_libraries, run
+from common import folder_written_whole, quiet_libraries, run
 from language_model import model_folder
 from manifest import Clock, write_manifest
 
@@ -36,18 +35,17 @@ def main():
         message["content"] for row in dataset.read_prompts(args.data) for message in row["prompt"] + row["completion"]
     )
     tokenizer, model = make(texts, args.seed)
-    with locks.only_writer(args.out):
-        (Path(args.out) / "manifest.json").unlink(missing_ok=True)
-        tokenizer.save_pretrained(args.out)
-        model.save_pretrained(args.out)
-        print(f"{model.num_parameters():,} random parameters in {args.out}")
+    with locks.only_writer(args.out), folder_written_whole(args.out) as folder:
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
         write_manifest(
-            Path(args.out) / "manifest.json",
+            folder / "manifest.json",
             clock,
             parameters=model.num_parameters(),
             seed=args.seed,
-            weights_sha256=model_folder.weights_sha256(args.out),
+            weights_sha256=model_folder.weights_sha256(folder),
         )
+    print(f"{model.num_parameters():,} random parameters in {args.out}")
 
 
 def make(texts, seed):

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import dataset
-from common import WorkFailed, read_json, sha256_file
+from common import WorkFailed, folder_written_whole, read_json, sha256_file
 from language_model import base_model, calibration, chat_template, hub, model_folder, verdict_branch
 from manifest import Clock, write_manifest
 from training import parity
@@ -28,35 +28,26 @@ def merge(config, task, lora, merged, rows, fingerprint):
     examples, _ = dataset.encode_rows(rows, chat, config)
     branch = verdict_branch.find_branch(chat, task) if task.verdict else None
     trained = read_json(lora / "manifest.json")
-    part = merged.with_name(merged.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     print(f"merging {lora}", flush=True)
-    try:
+    with folder_written_whole(merged) as part:
         dtype, gate, alone = folded_alike(config, lora, part, chat, examples, branch, trained)
         fitted = None
         if branch:
             fitted = calibrated(part, examples, branch, chat, alone.choices, trained["data"]["val"]["path"])
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    # First the mark of a whole model: a run that is killed while the old one goes must not leave its mark on the rest.
-    (merged / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(merged, ignore_errors=True)
-    part.rename(merged)
-    write_manifest(
-        merged / "manifest.json",
-        clock,
-        config=dataclasses.asdict(config),
-        fingerprint=fingerprint,
-        task=task.name,
-        parity=gate,
-        calibration=fitted,
-        merge={"dtype": dtype, "base": qlora_base(config)},
-        training=trained["training"] | {"wall_s": trained["wall_s"], "hardware": trained["hardware"]},
-        data=trained["data"],
-        adapter_sha256=sha256_file(lora / "adapter_model.safetensors"),
-        weights_sha256=model_folder.weights_sha256(merged),
-    )
+        write_manifest(
+            part / "manifest.json",
+            clock,
+            config=dataclasses.asdict(config),
+            fingerprint=fingerprint,
+            task=task.name,
+            parity=gate,
+            calibration=fitted,
+            merge={"dtype": dtype, "base": qlora_base(config)},
+            training=trained["training"] | {"wall_s": trained["wall_s"], "hardware": trained["hardware"]},
+            data=trained["data"],
+            adapter_sha256=sha256_file(lora / "adapter_model.safetensors"),
+            weights_sha256=model_folder.weights_sha256(part),
+        )
     print(f"merged model in {merged}")
 
 

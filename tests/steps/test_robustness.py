@@ -211,6 +211,11 @@ def test_a_disk_that_takes_nothing_is_one_sentence(step, state, with_disk):
     assert result.returncode == 1, result.stdout[-1000:] + result.stderr[-3000:]
     said = [line for line in result.stderr.splitlines() if line.startswith(("failed:", "error:"))]
     assert len(said) == 1 and "disk" in said[0] and "Traceback" not in result.stderr, result.stderr[-3000:]
-    # An adapter's checkpoints are what a training goes on from; its half-written ones are left aside then.
-    assert [name for name in made if "checkpoints" not in name and "left_out" not in name] == ["filler"]
+    # What is kept for the next run is no result, and the sentence says so.
+    kept = [name for name in made if name.endswith(".part")]
+    assert ("are kept in disk/" in said[0]) == bool(kept)
+    # Of a training's half-written checkpoints the next run takes none.
+    assert [name for name in made if name not in kept and "checkpoints" not in name and "left_out" not in name] == [
+        "filler"
+    ]
     assert inputs == {path: path.read_bytes() for path in inputs}
