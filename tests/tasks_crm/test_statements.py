@@ -1,10 +1,15 @@
 """No sentence contradicts the field comparison unmarked: the panel, the KPI and the marks stand on one comparison."""
 
 import itertools
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
+from common import ROOT
+from constrained_decode import hf
+from language_model.model_folder import model_config
 from scoring import kpis as scoring
 from tasks import load_task
 from tasks.crm import kpis, service
@@ -135,6 +140,30 @@ def test_the_kpi_is_the_share_of_what_is_marked():
 def test_the_answer_in_the_services_description_is_what_its_panel_shows():
     assert kpis.unsupported(service.EXAMPLE, service.EXAMPLE_ANSWER) == []
     assert shown(service.EXAMPLE) == {"name": "similar", "phone": "same", "city": "same"}
+
+
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readmes_rows_say_what_the_panel_shows():
+    [row] = [json.loads(line) for line in readme().splitlines() if line.startswith('{"input"')]
+    assert kpis.unsupported(row["input"], row["output"]) == []
+    [first] = re.findall(r"```json\n(\{.*\})\n(\{.*\})\n(\{.*\})\n```", readme())
+    left, right, answer = map(json.loads, first)
+    assert kpis.unsupported({"record1": left, "record2": right}, answer) == []
+
+
+def test_readmes_question_is_answered_as_its_panel_shows():
+    """By the model that ships: what matches is named, and nothing contradicts the records."""
+    [question] = re.findall(r"^curl \S+/match .* -d '(.*)'$", readme(), re.M)
+    case = json.loads(question)
+    folder = ROOT / TASK.shipped
+    config = model_config(SimpleNamespace(model_path=str(folder), config=None), TASK)
+    [(_, reply)] = hf.load(str(folder), TASK, config).answers([TASK.messages(case)])
+    answer = TASK.parsed(reply.text)
+    assert answer == {"result": "DUPLICATE", "reasoning": "Clear duplicate: phone matches; name is similar."}
+    assert kpis.unsupported(case, answer) == []
 
 
 @pytest.mark.parametrize(
