@@ -5,6 +5,7 @@ import sys
 
 import tables
 from common import UserError, counted, existing_file, parse_json, read_lines
+from tasks import plain_tables
 
 ROW_KEYS = {"id", "group", "input", "output", "meta"}
 MOST_PROBLEMS_SHOWN = 1_000
@@ -182,6 +183,8 @@ def cases_from_file(source, task):
     """(id or nothing, case) of each line of a file or of standard input; every wrong line is named."""
     found = []
     problems = []
+    if source != "-" and tables.kind_of(existing_file(source)) in tables.KINDS:
+        return cases_from_table(source, task)
     if source != "-":
         refuse_other_kinds(existing_file(source), source)
     lines = enumerate(sys.stdin, 1) if source == "-" else read_lines(source)
@@ -202,6 +205,17 @@ def cases_from_file(source, task):
         raise UserError(f"{counted(len(problems), 'problem')} in {source}:\n  " + "\n  ".join(problems[:20]) + more)
     if not found:
         raise UserError(f"{source}: no {task.case} in it; one {task.example or 'JSON value'} a line")
+    return found
+
+
+def cases_from_table(source, task):
+    """The same of a table, whose columns the task knows."""
+    found = (task.module("from_tables") or plain_tables).cases(source, source)
+    problems = [
+        f"{source}, row {at}: {problem}" for at, (_, case) in enumerate(found, 1) for problem in task.check_case(case)
+    ]
+    if problems:
+        raise UserError("\n".join([*problems[:20], f"{counted(len(problems), 'problem')} in {source}"]))
     return found
 
 

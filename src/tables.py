@@ -47,6 +47,7 @@ class Reading:
     encoding: str | None = None
     separator: str | None = None
     sheet: str | None = None
+    has_options: bool = True  # whether the call can say these at all
 
 
 @dataclass
@@ -179,9 +180,10 @@ def decoded(path, how, name):
         line = data.count(b"\n", 0, error.start) + 1
         start = data.rfind(b"\n", 0, error.start) + 1
         shown = data[start : start + MOST_SHOWN].split(b"\n")[0].decode("cp1252", "replace").strip()
+        guess = f"in cp1252 the line begins {shown!r}: if that reads well, say --encoding cp1252, otherwise "
         raise UserError(
-            f"{name}:{line}: not {encoding.upper()} (byte {data[error.start]:#04x}); in cp1252 the line begins "
-            f"{shown!r}: if that reads well, say --encoding cp1252, otherwise save the file as UTF-8"
+            f"{name}:{line}: not {encoding.upper()} (byte {data[error.start]:#04x}); {guess if how.has_options else ''}"
+            "save the file as UTF-8"
         ) from error
 
 

@@ -52,6 +52,15 @@ def rows(args, task, files):
     return Read(name, found, table.lines, [said], {"input": inputs, "output": outputs})
 
 
+def cases(name, path):
+    """(id or nothing, input) of each line of a table that is asked about."""
+    table = tables.read(path, tables.Reading(has_options=False), name)
+    inputs = [column for column in table.columns if column == "input"] or [
+        column for column in table.columns if column not in (*KEYS, "output")
+    ]
+    return [({"id": row["id"]} if row.get("id") else {}, part_of(row, inputs, "input", {})) for row in table.rows]
+
+
 def part_of(row, columns, whole, properties):
     """A row's input or output: the one cell that holds it, or an object of the filled cells."""
     if columns == [whole]:

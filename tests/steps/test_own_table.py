@@ -1,4 +1,4 @@
-"""A new user's first hour: 300 pairs that a CRM exported as CSV, without sentences, become a trained and scored model."""
+"""A new user's first hour: 300 pairs that a CRM exported, without sentences, become a trained and scored model."""
 
 import csv
 import json

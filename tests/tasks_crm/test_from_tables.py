@@ -167,6 +167,7 @@ ASKED = {
         "",
         ["pairs.csv:2: both records are empty", ":7:", "6 pairs"],
     ),
+    "ids alone": ("ltable_id,rtable_id,label", "#,#,?", "", ["holds nothing of them", "--pairs pairs.csv --left"]),
     "half of the call": ("name_1,name_2,label", "Ann,Anne,?", "--left pairs.csv", ["--pairs, --left"]),
 }
 

@@ -4,7 +4,9 @@ Either one table holds both records of a pair side by side, or a file of id pair
 records.
 """
 
+import argparse
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -148,7 +150,16 @@ def side_by_side(table, args):
     dropped = dict.fromkeys(args.drop, "named with --drop")
     ids = [{name: side.pop(name) for name in list(side) if letters(name) in RECORD_ID_NAMES} for side in (left, right)]
     dropped |= {column: "names a record" for side in ids for column in side.values()}
-    refuse_unpaired(left, right, is_sure, table, args)
+    if not left.keys() & right.keys():
+        raise UserError(
+            f"{table.name}: it names the two records of a pair and holds nothing of them; give the tables that do: "
+            f"--pairs {table.name} --left records.csv (--right other.csv)"
+        )
+    if found := doubtful(left, right, is_sure, args.one_sided):
+        raise UserError(
+            f"{table.name}: {', '.join(map(repr, found))}: only one of the two records has "
+            f"{'it' if len(found) == 1 else 'them'}; leave out with --drop, or read as a field with --one_sided"
+        )
     used = {*left.values(), *right.values(), *dropped}
     rest = [column for column in table.columns if column not in used]
     return Pairs(
@@ -196,15 +207,10 @@ def layouts():
     yield [r"(.*[^\W\d_])1", r"(.*[^\W\d_])2"], False
 
 
-def refuse_unpaired(left, right, is_sure, table, args):
-    """A column that only one record has may be a field, or something else that ends in a digit."""
+def doubtful(left, right, is_sure, one_sided):
+    """Columns that only one record has: fields, or something else that ends in a digit."""
     alone = [side[name] for side in (left, right) for name in side if (name in left) != (name in right)]
-    doubtful = [column for column in alone if column not in args.one_sided]
-    if doubtful and not is_sure:
-        raise UserError(
-            f"{table.name}: {', '.join(map(repr, doubtful))}: only one of the two records has "
-            f"{'it' if len(doubtful) == 1 else 'them'}; leave out with --drop, or read as a field with --one_sided"
-        )
+    return [column for column in alone if column not in one_sided and not is_sure]
 
 
 def fields_of(row, side):
@@ -218,6 +224,25 @@ def side_words(left, right):
         if alone := [name for name in side if name not in other]:
             found.append(f"fields of the {which} record alone: {', '.join(alone)}")
     return found
+
+
+def cases(name, path):
+    """(id or nothing, pair) of each line of a table that is asked about; what is doubtful there is not read."""
+    table = tables.read(path, tables.Reading(has_options=False), name)
+    left, right, is_sure = sides_of(table.columns, table)
+    nothing = dict.fromkeys(("label_column", "id_column", "group_column", "reason_column"))
+    call = argparse.Namespace(drop=doubtful(left, right, is_sure, ()), one_sided=[], **nothing)
+    pairs = side_by_side(table, call)
+    id = next((column for column in pairs.rest_columns if letters(column) in ID_NAMES), None)
+    left_out = [column for column in (*pairs.rest_columns, *pairs.dropped) if column != id]
+    said = [f"{name} ({pairs.form}): {counted(len(pairs.lines), 'pair')}", *pairs.said]
+    said += [f"  not read: {', '.join(map(repr, left_out))}"] if left_out else []
+    print("\n".join(said), file=sys.stderr, flush=True)
+    names = [rest[id] if id else ":".join(filter(None, ids)) for rest, ids in zip(pairs.rest, pairs.ids, strict=True)]
+    return [
+        ({"id": named} if named else {}, {"record1": one, "record2": two})
+        for named, one, two in zip(names, pairs.left, pairs.right, strict=True)
+    ]
 
 
 # ---- records in tables of their own, and a file of id pairs
