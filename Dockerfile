@@ -11,12 +11,18 @@ RUN apt-get update \
 
 # Triton compiles kernels at run time: a compiler and Python's headers stay in the image.
 RUN python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PY=/opt/venv/bin/python HF_HOME=/steward/.cache/huggingface
+ENV PATH=/opt/venv/bin:$PATH PY=/opt/venv/bin/python PYTHONDONTWRITEBYTECODE=1 HOME=/steward/.home HF_HOME=/steward/.cache/huggingface
 
 WORKDIR /steward
-COPY requirements.txt requirements-gpu.txt ./
-RUN pip install --no-cache-dir -r requirements-gpu.txt
+# Every package with the hash of its file; src/lock_image.py wrote it from requirements-gpu.txt.
+COPY requirements-image.lock ./
+RUN pip install --no-cache-dir --only-binary=:all: --require-hashes -r requirements-image.lock
 COPY . .
+
+# Nobody here is root. What is made lies in these folders, and whoever `docker run --user` names may write there.
+RUN mkdir -p .cache .home data demo models/standin outputs reports reviews \
+    && chmod a+rwX .cache .home data demo models models/standin outputs reports reviews
+USER 1000:1000
 
 EXPOSE 8080 8000
 CMD ["make", "help"]
