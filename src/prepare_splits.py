@@ -26,8 +26,9 @@ from common import (
     written_whole,
 )
 from manifest import Clock, fingerprint, write_manifest
-from rows import Problems, checked_rows, mix_warnings, one_class_problem
+from rows import Problems, checked_rows
 from tasks import DEFAULT, load_task, plain_tables, synthesis, task_named_in
+from tasks.class_mix import mix_warnings, one_class_problem
 
 ALL_ROWS = "rows"  # the one class of a task that stratifies by nothing
 MOST_CLASSES = 100  # each needs rows in every split, and a class's number is kept in one byte

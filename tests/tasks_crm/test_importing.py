@@ -524,6 +524,18 @@ def test_an_identifier_left_in_is_pointed_out(make, tmp_path, capsys):
     assert "'member' is equal in 100% of the true pairs" in said and "'city'" not in said
 
 
+def test_an_import_without_a_true_pair_is_refused_and_a_small_one_warned_of(make, tmp_path, capsys):
+    table = [{"id": at, "club": f"c{at}", "name": f"{FIRST[at % 16]} {LAST[at // 2]}"} for at in range(30)]
+    save(tmp_path / "t.csv", table)
+    options = ["--format", "clusters", "--in", tmp_path / "t.csv", "--id_column", "id", "--cluster_column", "club"]
+    with pytest.raises(UserError, match="30 records of 30 entities, and each of the 20 pairs is NO_MATCH"):
+        make(*options, "--pairs", 20)
+    assert not list(tmp_path.glob("out*"))
+    save(tmp_path / "t.csv", [*table, {"id": 30, "club": "c0", "name": f"{FIRST[0]} {LAST[0]}e"}])
+    make(*options, "--pairs", 20)
+    assert "warning: 20 pairs are too few to train on or to score" in capsys.readouterr().out
+
+
 def test_help_is_quick_and_a_wrong_call_has_no_traceback():
     start = time.perf_counter()
     assert (

@@ -17,6 +17,7 @@ import tables
 from common import UserError, counted, sha256_file, written_whole
 from manifest import Clock, write_manifest
 from tasks import DEFAULT
+from tasks.class_mix import FEWEST_TO_TRAIN
 from tasks.crm.pair_drawing import HARD_RANKS, N_CANDIDATES, SHARES, Draw, sample_records, share
 from tasks.crm.public_formats import FALSE_TO, PRESETS, TRUE_FROM, load, named_set, own_set
 from tasks.crm.reasons import reasoning
@@ -218,8 +219,9 @@ def report(drawn, args):
     equal = equal_shares(drawn)
     entities = len({record.entity for record in drawn.records})
     print(
-        f"{args.out}: {len(drawn.pairs):,} pairs ({labels['DUPLICATE']:,} DUPLICATE, {labels['NO_MATCH']:,} NO_MATCH) "
-        f"of {len(drawn.records):,} records and {entities:,} entities"
+        f"{args.out}: {counted(len(drawn.pairs), 'pair')} ({labels['DUPLICATE']:,} DUPLICATE, {labels['NO_MATCH']:,} "
+        "NO_MATCH) "
+        f"of {counted(len(drawn.records), 'record')} and {entities:,} entities"
     )
     for why, n in sorted(drawn.left_out.items()):
         print(f"  left out: {n:,} {why}")
@@ -229,6 +231,8 @@ def report(drawn, args):
                 f"warning: {column!r} is equal in {in_true:.0%} of the true pairs and in {in_false:.0%} of the others; "
                 "if it is an identifier, --drop it"
             )
+    if len(drawn.pairs) < FEWEST_TO_TRAIN:
+        print(f"warning: {counted(len(drawn.pairs), 'pair')} are too few to train on or to score")
     if args.pairs and len(drawn.pairs) < args.pairs:
         print(f"warning: {args.pairs:,} pairs were asked for; the set gives no more")
     return {
