@@ -125,13 +125,13 @@ def check_json(schema):
 
 def tools(schema):
     """[(names, schema of the arguments)] of a schema of calls; None where some tool's name or arguments are free."""
-    root = Builder(schema)
+    root = Builder(checked(schema))
     found = []
     for one in schema.get("anyOf", [schema]) if isinstance(schema, dict) else [True]:
         one = {} if isinstance(one, bool) else one
-        keys = part(root.referred(one["$ref"], "") if "$ref" in one else one, "properties")
-        name = part(keys, "name")
-        arguments = part(keys, "arguments")
+        keys = object_in(root.referred(one["$ref"], "") if "$ref" in one else one, "properties")
+        name = object_in(keys, "name")
+        arguments = object_in(keys, "arguments")
         names = name.get("enum", [name["const"]] if "const" in name else [])
         if not names or not ({"$ref", "anyOf", "properties"} & arguments.keys() or is_empty_object(arguments)):
             return None
@@ -139,8 +139,8 @@ def tools(schema):
     return found
 
 
-def part(schema, name):
-    """A part that is an object; a schema may be a mere true or false in its place."""
+def object_in(schema, name):
+    """A part of a schema, which may also be a mere true or false."""
     found = schema.get(name) if isinstance(schema, dict) else None
     return found if isinstance(found, dict) else {}
 
@@ -156,6 +156,7 @@ class Builder:
         self.root = root
         self.automaton = Automaton()
         self.unions = {}
+        self.references = {}
 
     def value(self, schema, after, path, depth):
         """The state in which a value of this schema begins, that leads to `after`."""
@@ -171,8 +172,7 @@ class Builder:
             )
         if "$ref" in schema:
             self.only(schema, {"$ref"}, path)
-            # What only a reference leads to stands where no schema needs to, so nothing has checked it yet.
-            return self.value(checked(self.referred(schema["$ref"], path)), after, path, depth + 1)
+            return self.value(self.referred(schema["$ref"], path), after, path, depth + 1)
         if "anyOf" in schema:
             self.only(schema, {"anyOf"}, path)
             return self.union(
@@ -202,7 +202,10 @@ class Builder:
             if part and (not isinstance(found, dict) or part not in found) or not reference.startswith("#"):
                 raise UserError(f"{path}/$ref: {reference} is not in the schema")
             found = found[part] if part else found
-        return found
+        if reference not in self.references:
+            # What only a reference leads to stands where no schema needs to, so nothing has checked it yet.
+            self.references[reference] = checked(found)
+        return self.references[reference]
 
     def of_kind(self, kind, schema, after, path, depth):
         if kind == "object":

@@ -113,10 +113,27 @@ def test_a_name_that_the_wrapper_cannot_hold_is_refused():
         answers.ANY_TOOL_CALL,
         schema_of(({"type": "string"}, arguments())),
         schema_of(({"const": "x"}, {"type": "object"})),
+        schema_of((True, True)),
+        {"anyOf": [True]},
+        True,
     ],
 )
 def test_calls_of_tools_that_no_schema_names_are_held_to_their_length_alone(schema):
     assert _automaton.tools(schema) is None
+
+
+@pytest.mark.parametrize(
+    "schema", [{"anyOf": 5}, {"anyOf": [None]}, {"$ref": ["x"]}, {"default": {"properties": 1}, "$ref": "#/default"}]
+)
+def test_what_is_no_schema_of_calls_is_refused_in_a_sentence(schema):
+    for read in (_automaton.tools, _automaton.compile_calls):
+        with pytest.raises(UserError, match="not a JSON Schema"):
+            read(schema)
+
+
+def test_a_call_that_no_schema_names_has_no_automaton():
+    with pytest.raises(UserError, match="must give each tool its names"):
+        _automaton.compile_calls({"type": "object"})
 
 
 def test_text_has_no_grammar_and_crm_has_its_schema(monkeypatch):
