@@ -51,7 +51,7 @@ def test_verdicts_are_filtered_and_shown_with_both_records(opened):
     assert first.locator(".pair thead th").all_inner_texts() == ["field", "record1", "record2", "relation"]
     doubted = page.locator("#list .entry", has=page.locator(".doubted"))
     assert doubted.count() > 0 and doubted.first.locator(".doubted").inner_text() == "email"
-    assert "the answer says email same, the comparison " in doubted.first.inner_text()
+    assert "email (stated: same; compared: " in doubted.first.inner_text()
     gold = page.locator("#gold option").nth(1).get_attribute("value")
     page.select_option("#gold", gold)
     assert 0 < page.locator("#list .entry").count() < 9

@@ -61,8 +61,8 @@ def test_the_review_page_marks_it_beside_the_sentence(tmp_path, monkeypatch):
         assert page.inner_text("#sentence") == SENTENCE
         assert page.locator("#sentence a.unsupported").all_inner_texts() == ["name", "city"]
         assert page.locator("#unsupported li").all_inner_texts() == [
-            "Not so: the sentence says name different, the comparison \u2248 similar.",
-            "Not so: the sentence says city one sided, the comparison in neither.",
+            "Not supported: name (stated: different; compared: \u2248 similar)",
+            "Not supported: city (stated: one sided; compared: in neither)",
         ]
         page.locator("#sentence a.unsupported").first.click()
         assert page.locator("#rows tr.pointed").get_attribute("data-field") == "name"

@@ -236,7 +236,8 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 // What the sentence states of a field and the comparison does not show.
 function doubt(one) {
   const [shown] = relationOf({ relation: one.evidence });
-  return element("li", `Not so: the sentence says ${one.words} ${one.stated.replace("_", " ")}, the comparison ${shown || one.evidence}.`);
+  const stated = one.stated.replace("_", " ");
+  return element("li", `Not supported: ${one.words} (stated: ${stated}; compared: ${shown || one.evidence})`);
 }
 
 // A field's name however a key writes it: first_name, FirstName, first name.
