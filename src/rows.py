@@ -180,10 +180,12 @@ def cases_from_file(source, task):
     """(id or nothing, case) of each line of a file or of standard input; every wrong line is named."""
     found = []
     problems = []
-    if source != "-" and tables.kind_of(existing_file(source)) in tables.KINDS:
+    kind = "jsonl" if source == "-" else tables.kind_of(existing_file(source))
+    if kind in tables.KINDS:
         return cases_from_table(source, task)
-    if source != "-":
-        refuse_other_kinds(existing_file(source), source)
+    # Each line may be a list: some task's input is one.
+    if source != "-" and kind != "list":
+        refuse_other_kinds(source, source)
     lines = enumerate(sys.stdin, 1) if source == "-" else read_lines(source)
     for number, line in lines:
         where = f"{source}:{number}"

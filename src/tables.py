@@ -3,12 +3,13 @@
 What a file holds is seen from its first bytes, whatever it is called.
 """
 
+import contextlib
 import csv
 import io
 import re
 from dataclasses import dataclass
 
-from common import UserError, existing_file
+from common import UserError, existing_file, parse_json
 
 HEAD_BYTES = 65_536
 MAGIC = (
@@ -85,8 +86,18 @@ def kind_of(path):
         return "jsonl"
     if first.startswith("["):
         return "list"
+    if is_json(first):
+        # An input may be a text or a number; no header of a table is JSON.
+        return "jsonl"
     is_table = str(path).lower().endswith(SUFFIXES) or any(separator in first for separator in SEPARATORS)
     return "csv" if is_table else "jsonl"
+
+
+def is_json(text):
+    with contextlib.suppress(ValueError, RecursionError):
+        parse_json(text)
+        return True
+    return False
 
 
 def encoding_of(head):

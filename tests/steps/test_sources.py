@@ -241,6 +241,13 @@ def test_a_wrong_answer_is_named_by_the_line_of_the_table(steps):
     assert list((steps.folder / "data").glob("*")) == []
 
 
+@pytest.mark.parametrize("line", ['"one, two"', "[1, 2]", "17", '{"a": 1}'])
+def test_an_input_of_any_kind_is_no_table(tmp_path, line):
+    (tmp_path / "cases.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(UserError, match="cases.jsonl:2: 'input'"):
+        cases_from_file(tmp_path / "cases.jsonl", load_task())
+
+
 # ---- where rows come from
 
 
