@@ -189,6 +189,9 @@ class Service:
             shares = reply.probabilities
             found["probabilities"] = shares and {label: round(share, 4) for label, share in shares.items()}
         found["closed_at_budget"] = bool(reply.late)
+        if self.task.answer == "text":
+            # No schema ends a text: where the budget is used up it breaks off.
+            found["cut_at_budget"] = reply.finish_reason == "length"
         return found | self.contract.beside(case, answer)
 
     def log_facts(self, answer):

@@ -187,6 +187,8 @@ class TaskContract:
         shares = {"type": "object", "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1}}
         found = {"probabilities": {"anyOf": [shares, {"type": "null"}]}} if self.task.verdict else {}
         found["closed_at_budget"] = {"type": "boolean"}
+        if self.task.answer == "text":
+            found["cut_at_budget"] = {"type": "boolean"}
         if self._own("evidence"):
             found["evidence"] = {"type": "array", "items": {"type": "object"}}
         if self.task.hook("kpis", "unsupported"):

@@ -1,6 +1,7 @@
 """The service of tasks without a service.py, three of them without a verdict: text, JSON, a tool call."""
 
 import contextlib
+import dataclasses
 import json
 from functools import lru_cache
 from types import SimpleNamespace
@@ -57,7 +58,21 @@ def test_a_case_is_answered_under_one_key(task, served):
 def test_detail_says_what_there_is_to_say(task, served):
     row = sample(task)[0]
     body = served.post("/answer?detail=true", json=row["input"]).json()
-    assert body == {"answer": row["output"], "closed_at_budget": False}
+    cut = {"cut_at_budget": False} if task.answer == "text" else {}
+    assert body == {"answer": row["output"], "closed_at_budget": False} | cut
+
+
+def test_a_text_that_the_budget_cut_off_says_so(monkeypatch):
+    task = small_tasks.loaded(monkeypatch, "notes")
+
+    class Cut(Model):
+        def answers(self, conversations):
+            for at, answer in super().answers(conversations):
+                yield at, dataclasses.replace(answer, finish_reason="length")
+
+    with running(Cut(sample(task)[0]["output"], shares=None), monkeypatch, task=task.name) as client:
+        body = client.post("/answer?detail=true", json=sample(task)[0]["input"]).json()
+    assert body["cut_at_budget"] is True
 
 
 @pytest.mark.parametrize("is_lines", [False, True])
