@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import common
+import interruption
 from common import UserError, parse_json, read_json, read_jsonl, row_id, to_json, write_json, write_text, written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,3 +252,54 @@ def test_importing_a_step_loads_no_model_library(path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}
     )
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_message_speaks_of_what_was_typed(monkeypatch):
+    words = "--port 99999: at most 65535; choose another --port, or --force; see --sheet"
+    assert common.as_typed(words) == words
+    monkeypatch.setenv(interruption.TYPED, "make serve PORT=99999")
+    assert common.as_typed(words) == "PORT=99999: at most 65535; choose another PORT=, or FORCE=1; see --sheet"
+
+
+def test_usage_is_not_reported_unless_the_user_wants_it(monkeypatch):
+    for given, found in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
+        if given:
+            monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", given)
+        with pytest.raises(SystemExit):
+            common.run(lambda: 0)
+        assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == found
+
+
+def test_a_log_says_how_fast_it_goes_and_how_long_it_takes(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    bar = common.PlainProgress(100, "steps", "train")
+    bar.skip(10)
+    for _ in range(2):
+        now[0] += 20.0
+        bar.update(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 11 of 100 steps (11 %)",
+        "train: 12 of 100 steps (12 %), 20.0 s/step, 30 min left",
+    ]
+    bar.set_postfix_str("loss 1.0")
+    now[0] += 20.0
+    bar.update(40)
+    assert capsys.readouterr().err == "train: 52 of 100 steps (52 %), 20.0 s/step, 29 min left, loss 1.0\n"
+    now[0] += 20.0
+    bar.update(2)
+    assert capsys.readouterr().err.startswith("train: 54 of 100 steps (54 %), 1.4 s/step, 69 s left")
+
+
+def test_a_folder_is_whole_or_as_it_was(tmp_path):
+    folder = tmp_path / "model"
+    with common.folder_written_whole(folder) as part:
+        (part / "weights").write_text("old")
+    with pytest.raises(KeyboardInterrupt), common.folder_written_whole(folder) as part:
+        (part / "weights").write_text("new")
+        raise KeyboardInterrupt
+    assert (folder / "weights").read_text() == "old"
+    with common.folder_written_whole(folder) as part:
+        (part / "other").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "other"]

@@ -55,8 +55,9 @@ class Engine:
     def answers(self, conversations, done=()):
         """Yields (position, Answer) in the engine's own order.
 
-        The positions in `done` need no answer. Batches stay those of all conversations, for a row's numbers depend in
-        their last bits on what stands beside it; so a position that is done may come again.
+        `done` holds the answers that an interrupted run has kept, by position. Batches stay those of all
+        conversations, for a row's numbers depend in their last bits on what stands beside it: a batch of which a part
+        is done is answered again as a whole.
         """
         raise NotImplementedError
 

@@ -54,8 +54,10 @@ class Guessing:
                 guesses[row] = self.guesses.after(
                     written[row].ids, min(GUESS, self.gen.max_new_tokens - len(written[row].ids) - 1)
                 )
-        for one in written:
-            self.guesses.learn(one.ids)
+
+    def learn(self, ids):
+        """Remember an answer's tokens, its end token among them."""
+        self.guesses.learn([*ids, self.end_id])
 
     def accept(self, written, guesses, logits):
         """Extend each row by its guess as far as it is right, and by the choice behind it; how many of the fed tokens

@@ -22,14 +22,13 @@ class Writing:
 def longest_first(prompts, batch_size, done=()):
     """(positions, prompts) of each batch: the first batch shows whether memory suffices, and little is padded.
 
-    A batch whose positions are all in `done` is left out.
+    Of a batch whose positions are all in `done` there are no prompts.
     """
     order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
     for start in range(0, len(order), batch_size):
         positions = order[start : start + batch_size]
-        if done and set(positions) <= set(done):
-            continue
-        yield positions, [prompts[at] for at in positions]
+        is_done = all(at in done for at in positions)
+        yield positions, [] if is_done else [prompts[at] for at in positions]
 
 
 def settled_by(branch, guarantee):

@@ -153,7 +153,6 @@ class Engine(constrained_decode.Engine):
     def answers(self, conversations, done=()):
         import torch
 
-        torch.manual_seed(0)
         if self.gen.temperature and self.guarantee:
             self.guessing.forget()
         prompts_of_all = self._prompts(conversations)
@@ -163,12 +162,27 @@ class Engine(constrained_decode.Engine):
         else:
             write = self._graphed if self.shapes and fits else self._guessed
         for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
+            if not prompts:
+                self._learn(done[at].text for at in positions)
+                continue
+            # So that a run that goes on draws what an uninterrupted one would.
+            torch.manual_seed(positions[0])
             start = time.perf_counter()
             with torch.inference_mode():
                 batch = write(prompts)
             seconds = (time.perf_counter() - start) / len(prompts)
-            for position, prompt, one in zip(positions, prompts, batch.written, strict=True):
-                yield position, self._answer(prompt, one, seconds, batch.first_s)
+            answers = [
+                self._answer(prompt, one, seconds, batch.first_s)
+                for prompt, one in zip(prompts, batch.written, strict=True)
+            ]
+            self._learn(answer.text for answer in answers)
+            yield from zip(positions, answers, strict=True)
+
+    def _learn(self, texts):
+        """Later guesses come from these answers, as their texts are spelled: of a kept answer nothing else is known."""
+        if self.guarantee and self.rewinds and not self.shapes:
+            for text in texts:
+                self.guessing.learn(self.chat.tokenizer.encode(text, add_special_tokens=False))
 
     def _answer(self, prompt, one, seconds, first_s=None):
         return answer_of(one, len(prompt), seconds, self.chat, self.end_ids, first_s)
@@ -180,10 +194,13 @@ class Engine(constrained_decode.Engine):
         self.rope.fits(max(map(len, prompts_of_all), default=0) + self.gen.max_new_tokens)
         if not self.plain_head:
             for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
-                yield from zip(positions, self._probabilities(prompts), strict=True)
+                if prompts:
+                    yield from zip(positions, self._probabilities(prompts), strict=True)
             return
         before = None
         for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
+            if not prompts:
+                continue
             with torch.inference_mode():
                 logits = read_prompts(self.model, [prompt + self.opening for prompt in prompts], 1)[:, -1]
             # A device works on this batch while the one before is handed over.

@@ -304,8 +304,9 @@ class Engine(constrained_decode.Engine):
     def answers(self, conversations, done=()):
         import torch
 
-        torch.manual_seed(0)
         for positions, prompts in self._batches(conversations, done):
+            # So that a run that goes on draws what an uninterrupted one would.
+            torch.manual_seed(positions[0])
             start = time.perf_counter()
             # One by one: in a pass of sixteen prompts, which llama.cpp cuts into pieces of equal lengths, each took 1.7
             # times as long.
@@ -329,6 +330,8 @@ class Engine(constrained_decode.Engine):
         prompts_of_all = self.chat.prompts_ids(conversations)
         self._check(prompts_of_all)
         for positions, prompts in longest_first(prompts_of_all, self.batch_size, done):
+            if not prompts:
+                continue
             n_tokens = len(prompts[0]) + max(self.gen.max_new_tokens, len(self.opening))
             self.model.make_room(len(positions), n_tokens, len(self.opening) + 1)
             yield positions, prompts

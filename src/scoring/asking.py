@@ -40,7 +40,7 @@ def asked(ask, engine, conversations, found, journal, words):
     unit, title = words
     refusals = dict(unreadable(engine, conversations))
     positions = [at for at in range(len(conversations)) if at not in refusals]
-    done = {place for place, at in enumerate(positions) if at in found}
+    done = {place: found[at] for place, at in enumerate(positions) if at in found}
     with progress(len(positions), unit, title) as bar:
         bar.skip(len(done))
         if len(done) < len(positions):

@@ -22,6 +22,7 @@ N_KILLS = int(os.environ.get("STEWARD_KILLS", 1))
 QUICK = ["train.epochs=1", "train.evals_per_epoch=4", "train.eval_rows=24", "peft.r=8"]
 TRAIN = ["src/sft_train.py", "--config", "configs/standin.yaml", "--set", *QUICK]
 KPI = ["src/evaluate_kpis.py", "--model_path", "outputs/standin-merged", "--out", "reports/standin_metrics.json"]
+BENCH = ["src/eval_latency_throughput.py", "--model_path", "outputs/standin-merged", "--concurrency", "1"]
 CLUSTERS = ["--format", "clusters", "--in", "people.csv", "--id_column", "id", "--cluster_column", "who"]
 # Step -> (command, what it makes that another run makes alike)
 STEPS = {
@@ -139,6 +140,83 @@ def test_a_training_that_is_stopped_says_where_it_goes_on_and_goes_on_there(numb
     assert left_over(folder) == []
 
 
+PAIRS = 64
+
+
+@pytest.fixture(scope="module")
+def pairs(whole):
+    """Cases of which one is longer than the model can read."""
+    lines = [json.dumps({"record1": {"name": f"Ann {at}"}, "record2": {"name": "Bo"}}) for at in range(PAIRS - 1)]
+    lines.insert(3, json.dumps({"record1": {"name": "x " * 9_000}, "record2": {}}))
+    path = whole[0].parent / "pairs.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_answers_to_cases_are_kept_and_one_that_is_too_long_stops_no_other(whole, pairs, tmp_path):
+    command = ["src/ask.py", "--pairs", pairs, "--model_path", "outputs/standin-merged", "--out"]
+    process = begun([*command, tmp_path / "stopped.jsonl"], whole[0])
+    part = tmp_path / "stopped.jsonl.part"
+    until(lambda: part.is_file() and part.read_text().count("\n") > 16, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert f" answers are kept in {part}; go on with: python src/ask.py" in said
+    goes_on = run(*command, tmp_path / "stopped.jsonl", cwd=whole[0])
+    assert goes_on.returncode == 1
+    assert "going on: " in goes_on.stdout
+    assert f"1 of {PAIRS} pairs could not be answered; each has an error in its place" in goes_on.stderr
+    assert run(*command, tmp_path / "whole.jsonl", cwd=whole[0]).returncode == 1
+    assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    answers = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
+    assert [at for at, answer in enumerate(answers) if "error" in answer] == [3]
+    assert answers[3]["error"].startswith("too long: the prompt takes ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.jsonl", "whole.jsonl"]
+
+
+def test_a_row_without_an_answer_is_counted_and_the_others_are_scored(whole, tmp_path):
+    project, _ = whole
+    rows = [json.loads(line) for line in (project / "data" / "test.jsonl").read_text().splitlines()][:4]
+    rows[1]["input"]["record1"] = {"name": "x " * 9_000}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--model_path", "outputs/standin-merged", "--data", tmp_path / "rows.jsonl", "--out"]
+    predicted = run("src/predict.py", *words, tmp_path / "x_predictions.jsonl", cwd=project)
+    assert predicted.returncode == 1
+    assert "1 row has no answer and an error in its place" in predicted.stderr
+    found = [json.loads(line) for line in (tmp_path / "x_predictions.jsonl").read_text().splitlines()]
+    assert [at for at, row in enumerate(found) if "error" in row] == [1]
+    scored = run("src/evaluate_kpis.py", *words, tmp_path / "x_metrics.json", cwd=project)
+    assert scored.returncode == 0 and "warning: 1 row has no answer" in scored.stdout
+    kpis = json.loads((tmp_path / "x_metrics.json").read_text())["kpis"]
+    assert kpis["json_valid_pct"]["value"] == 75.0 and kpis["json_valid_pct"]["n"] == 4
+
+
+def test_a_benchmark_that_is_stopped_keeps_its_levels_and_goes_on(whole, tmp_path):
+    out = tmp_path / "x_latency.csv"
+    command = [*BENCH, "4", "--requests", "4", "--no_floor", "--out", str(out)]
+    process = begun(command, whole[0])
+    part = tmp_path / "x_latency.csv.part"
+    until(lambda: part.is_file() and part.read_text().count("\n") > 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "1 levels are kept" in said and "Traceback" not in said
+    assert "going on: 1 levels are kept" in done(*command, cwd=whole[0])
+    assert len(out.read_text().splitlines()) == 3
+    assert not part.exists()
+
+
+def test_a_benchmark_can_be_stopped_while_it_measures_the_machine(whole, tmp_path):
+    command = [*BENCH, "--out", str(tmp_path / "x_latency.csv")]
+    process = subprocess.Popen(
+        [warm_python(), *command], cwd=whole[0], env=os.environ | QUIET, stdout=subprocess.PIPE, text=True
+    )
+    assert any("measuring this machine" in line for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 def until(happened, process, most_s=120):
     end = time.monotonic() + most_s
     while not happened():
@@ -163,7 +241,6 @@ def test_of_two_at_one_place_one_works_and_the_other_says_why_not(step, whole, t
 
 
 ASK = ["src/ask.py", "--pairs", "src/tasks/crm/sample_pairs.jsonl", "--model_path", "outputs/standin-merged"]
-BENCH = ["src/eval_latency_throughput.py", "--model_path", "outputs/standin-merged", "--concurrency", "1"]
 WRITERS = {
     "synthesize": ["src/synthesize.py", "--rows", "400", "--out", "disk/rows.jsonl"],
     "prompts": ["src/build_prompts.py", "--out", "disk/processed"],
