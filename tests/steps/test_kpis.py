@@ -286,8 +286,9 @@ def test_a_prediction_is_one_line_whatever_the_texts_hold(tmp_path, monkeypatch)
     engine = SimpleNamespace(
         load=lambda *_, **__: engine,
         facts={},
-        answers=lambda prompts: [(0, answer)],
-        verdicts=lambda prompts: [(0, CHANCES)],
+        check_prompt=lambda messages: None,
+        answers=lambda prompts, done: [(0, answer)],
+        verdicts=lambda prompts, done: [(0, CHANCES)],
     )
     monkeypatch.setattr(predictions, "load_engine", lambda name: engine)
     monkeypatch.setattr(predictions, "identity", lambda *_: {})

@@ -185,7 +185,7 @@ def test_help_lists_every_target_model_and_variable(project):
     [
         (("prep", "TASK=crmm"), "no task 'crmm'; there is: crm"),
         (("kpi-standin", "BACKEND=hff"), "no backend 'hff'"),
-        (("train-phi4",), "No rule to make target 'train-phi4'"),
+        (("train-phi4",), "no model 'phi4' in configs/; there is: "),
     ],
 )
 def test_wrong_words_are_named(project, words, said):

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from support.pipeline import copy_of_the_repo
+from support.pipeline import ROOT, copy_of_the_repo
 from support.warm_python import QUIET, warm_python
 from tasks.crm import synthetic
 from tasks.crm.fields import by_kind
@@ -61,6 +61,7 @@ def test_four_commands_from_an_export_to_a_scored_model(tmp_path):
         result = subprocess.run(command.split(), cwd=project, env=environment, capture_output=True, text=True)
         said[command] = result.stdout + result.stderr
         assert result.returncode == 0, said[command][-4000:]
+    assert all(command in (ROOT / "README.md").read_text() for command in COMMANDS)
     assert (project / "pairs.csv").read_bytes() == before
     prepared = said[COMMANDS[0]]
     assert "pairs.csv (separated by semicolons, UTF-8): 300 pairs" in prepared
