@@ -182,8 +182,9 @@ def seconds_to_answer(client, _):
 
 def long_answer(client):
     """The request for an answer that no socket's buffer holds, and its pieces."""
-    body = b"3\n" * 8_000
-    return head("/match/batch", len(body), "application/x-ndjson"), body
+    record = {"a": "x" * 2_000}
+    body = json.dumps([{"record1": record, "record2": record}] * 1_500).encode()
+    return head("/match/batch?detail=true", len(body)), body
 
 
 def taken(client, _):
@@ -192,7 +193,7 @@ def taken(client, _):
         with contextlib.suppress(TimeoutError):
             while not (part := reader.recv(65_536)).endswith(b"0\r\n\r\n"):
                 n_bytes += len(part)
-        first = 200 if n_bytes > 600_000 else n_bytes
+        first = 200 if n_bytes > 6_000_000 else n_bytes
     before = n_cut(client)
     until = time.monotonic() + WITHIN_S
     with connected(client, *long_answer(client), small=True):
