@@ -23,6 +23,7 @@ def only_writer(place):
     """Hold a place, which need not exist yet, for a block of work; WorkFailed where another process holds it."""
     place = Path(place)
     path = place.with_name(f".{place.name}.lock")
+    was_there = path.parent.is_dir()
     file = _taken(path, place)
     try:
         yield
@@ -30,6 +31,10 @@ def only_writer(place):
         # Removed while it is still held, so that no other process can hold the file that goes.
         path.unlink(missing_ok=True)
         file.close()
+        if not was_there:
+            # A call that is refused leaves no empty folder behind.
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def _taken(path, place):

@@ -74,7 +74,7 @@ def model_facts(args, task):
 
 def verdict_probabilities(engine, task, cases):
     """One row a case, one column a label, from the model's verdict position alone."""
-    from scoring.predictions import in_order
+    from scoring.asking import in_order
 
     found = in_order(engine.verdicts([task.messages(case) for case in cases]), len(cases), "verdicts")
     return [[shares[label] for label in task.verdict.labels] for shares in found]

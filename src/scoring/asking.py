@@ -35,6 +35,16 @@ def verdicts(engine, conversations, journal=None, unit="rows", title="verdicts")
     return asked(engine.verdicts, engine, conversations, kept, journal, (unit, title))
 
 
+def in_order(numbered, n, title):
+    """What an engine yields by position, back in the rows' order; nothing of it is kept."""
+    found = [None] * n
+    with progress(n, "rows", title) as bar:
+        for position, value in numbered:
+            found[position] = value
+            bar.update(1)
+    return found
+
+
 def asked(ask, engine, conversations, found, journal, words):
     """The result of `ask` for every conversation that is not in `found`; what comes is kept at once."""
     unit, title = words

@@ -3,7 +3,7 @@
 from constrained_decode import hf
 from language_model import calibration as temperature
 from scoring import calibration
-from scoring.predictions import in_order
+from scoring.asking import in_order
 
 VALIDATION_SEED = 90_001
 HELD_OUT_SEED = 90_002
