@@ -83,7 +83,7 @@ def main():
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--seconds", type=float, default=15, help="of peace, and of each attack (default 15)")
+    parser.add_argument("--seconds", type=float, default=20, help="of peace, and of each attack (default 20)")
     parser.add_argument("--only", nargs="+", choices=list(ATTACKS), help="these attacks (default: all)")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks with a verdict (default {DEFAULT})")
     args = parser.parse_args()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import heapq
 import math
+import statistics
 import threading
 import time
 from collections import deque
@@ -23,6 +24,8 @@ LONGEST_LINGER_S = 0.05
 RECENT = 50  # answers whose time shows how fast the queue moves
 FIRST_GUESS_S = 0.1  # an answer, before there was one
 MOST_PADDED = 2.0  # a batch's rows, all as long as its longest, over what they hold
+ROW_TOKENS = 256  # a batch holds at most so many times its rows: sixteen long ones at once would take half a minute
+LONG = 3.0  # over the usual length of what waits: whoever is longer gives way to the others
 PATIENT_SHARE = 0.5  # of the time that a request has, after which one that gives way to others does so no longer
 
 
@@ -47,6 +50,7 @@ class Waiting:
     messages: list
     with_shares: bool  # of the labels; an engine in this process gives them always
     due_s: float  # the earlier, the sooner it is answered
+    patience_s: float  # for which it gives way to others where it is far longer
     loop: object
     future: object
     n_tokens: int | None = None  # of its prompt, once it was read
@@ -90,8 +94,9 @@ class Queue:
         share of its time.
         """
         loop = asyncio.get_running_loop()
-        due_s = time.monotonic() + (PATIENT_SHARE * timeout_s if is_patient else 0)
-        mine = Waiting(messages, with_shares, due_s, loop, loop.create_future())
+        patience_s = PATIENT_SHARE * timeout_s
+        due_s = time.monotonic() + (patience_s if is_patient else 0)
+        mine = Waiting(messages, with_shares, due_s, patience_s, loop, loop.create_future())
         with self.changed:
             if not self.is_open or len(self.waiting) >= self.most_waiting:
                 raise Busy(self.wait_s())
@@ -207,21 +212,32 @@ def refusal(error):
 
 
 def length_of(messages, chat):
-    """Tokens of a prompt; of an engine that does not say how it renders one, its letters."""
+    """Tokens of a prompt; of an engine that does not say how it renders one, a fourth of its letters."""
     if chat is None:
-        return sum(len(message["content"]) for message in messages)
+        return sum(len(message["content"]) for message in messages) // 4
     return len(chat.prompts_ids([messages])[0])
 
 
 def together(waiting, most):
     """The next batch: who is due first, then those nearest to it in length whom it does not cost much padding."""
-    batch = waiting[:1]
-    longest = n_tokens = sum(one.n_tokens for one in batch)
+    if not waiting:
+        return []
+    usual = statistics.median_low(one.n_tokens for one in waiting)
+
+    def due_s(one):
+        return one.due_s + (one.patience_s if one.n_tokens > LONG * usual else 0)
+
+    first = min(waiting, key=due_s)
+    batch = [first]
+    longest = n_tokens = first.n_tokens
     now = time.monotonic()
     # Who gives way to others only fills up what they leave free.
-    for one in sorted(waiting[1:], key=lambda one: (one.due_s > now, abs(one.n_tokens - batch[0].n_tokens))):
+    for one in sorted(waiting, key=lambda one: (due_s(one) > now, abs(one.n_tokens - first.n_tokens))):
         longest_then = max(longest, one.n_tokens)
-        if len(batch) < most and longest_then * (len(batch) + 1) <= MOST_PADDED * (n_tokens + one.n_tokens):
+        padded = longest_then * (len(batch) + 1)
+        fits = padded <= min(MOST_PADDED * (n_tokens + one.n_tokens), ROW_TOKENS * most)
+        fits = fits and longest_then <= LONG * min(first.n_tokens, one.n_tokens)
+        if one is not first and len(batch) < most and fits:
             batch.append(one)
             longest = longest_then
             n_tokens += one.n_tokens

@@ -456,8 +456,8 @@ def test_one_long_record_does_not_make_the_short_ones_wait(served):
     assert [lengths for lengths in model.lengths if len(lengths) > 1 and lengths[-1] > 3 * lengths[0]] == []
 
 
-def waits(n_tokens, due_s=0.0):
-    return Waiting([], False, due_s, None, None, n_tokens)
+def waits(n_tokens, due_s=0.0, patience_s=0.0):
+    return Waiting([], False, due_s, patience_s, None, None, n_tokens)
 
 
 def test_a_batch_begins_with_who_is_due_and_holds_little_padding():
@@ -465,9 +465,20 @@ def test_a_batch_begins_with_who_is_due_and_holds_little_padding():
     short = [waits(50 + at) for at in range(20)]
     assert together([long, *short], 16)[0] == long and len(together([long, *short], 16)) <= 2
     assert together([*short[:3], long, *short[3:]], 16) == short[:16]
+    assert len(together([waits(900) for _ in range(16)], 16)) == 4, "a batch of long ones is short"
     later = waits(51, time.monotonic() + 60)
     assert together([short[0], later, *short[1:16]], 16) == short[:16], "who gives way fills up what is left"
     assert together([short[0], later, short[1]], 16) == [short[0], short[1], later]
+
+
+def test_a_long_one_gives_way_until_its_patience_is_over():
+    now = time.monotonic()
+    short = [waits(50, now) for _ in range(3)]
+    patient = waits(900, now - 1, patience_s=60)
+    assert together([patient, *short], 16) == short
+    assert together([patient], 16) == [patient], "where nobody else waits it has its turn"
+    impatient = waits(900, now - 2, patience_s=1)
+    assert together([impatient, *short], 16) == [impatient]
 
 
 def test_a_second_service_on_the_same_decisions_says_who_has_them(tmp_path, capsys):
