@@ -101,7 +101,7 @@ def without_times(facts):
 
 
 def left_over(project):
-    return [path for path in project.rglob("*") if path.suffix in (".part", ".lock")]
+    return [*project.rglob("*.part"), *project.rglob(".*.lock")]
 
 
 @pytest.mark.parametrize("step", STEPS)
