@@ -9,12 +9,13 @@ import os
 import sys
 
 import dataset
-from common import UserError, WorkFailed, existing_file, quiet_libraries, run
+from common import UserError, WorkFailed, existing_file, quiet_libraries, read_json, run
 from config import load_config
 from language_model import chat_template, hub, verdict_branch
 from language_model.base_model import adapted_kinds, flops_per_token
 from load_test.roofline import measured_flops_per_s
 from tasks import DEFAULT, load_task
+from tasks.class_mix import mix_warnings
 
 # Spellings that open a control token in some family; a record may hold any of them.
 HOSTILE = (
@@ -40,6 +41,8 @@ def main():
         f"config {args.config}: {config.name}, {config.model_id}, {config.peft.method} r={config.peft.r} "
         f"alpha={config.peft.alpha}",
     )
+    for warning in warnings_of_the_mix(args.train, task):
+        print(f"     warning: {warning}", flush=True)
     chat = chat_template.load_chat(config)
     passed = check_template(chat, task, rows[0])
     examples, fits = check_lengths(rows, chat, config, args.train)
@@ -70,6 +73,14 @@ def parse_args():
 def say(good, words):
     print(f"{'ok  ' if good else 'FAIL'} {words}", flush=True)
     return good
+
+
+def warnings_of_the_mix(train, task):
+    """What the splits' manifest says against these rows; nothing where the prompts do not lie below one."""
+    path = train.resolve().parent.parent / "manifest.json"
+    facts = read_json(path) if path.is_file() else None
+    classes = facts.get("classes") if isinstance(facts, dict) else None
+    return mix_warnings(classes, task) if isinstance(classes, dict) and "test" in classes else []
 
 
 def check_template(chat, task, row):

@@ -11,6 +11,7 @@ MOST_PROBLEMS_SHOWN = 1_000
 MOST_LEVELS = 100  # of brackets in brackets; steps that walk a record recurse once a level
 TOO_DEEP = f"nested too deeply, at most {MOST_LEVELS} levels"
 MOST_LETTERS_SHOWN = 200
+MOST_FAULTS_SHOWN = 20  # of a file that is asked about
 
 
 class Problems(list):
@@ -199,9 +200,7 @@ def cases_from_file(source, task):
                 continue
             found.append((named, case))
             problems += [f"{where}: {problem}" for problem in task.check_case(case)]
-    if problems:
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise UserError(f"{counted(len(problems), 'problem')} in {source}:\n  " + "\n  ".join(problems[:20]) + more)
+    refuse_faults(problems, source)
     if not found:
         raise UserError(f"{source}: no {task.case} in it; one {task.example or 'JSON value'} a line")
     return found
@@ -210,12 +209,20 @@ def cases_from_file(source, task):
 def cases_from_table(source, task):
     """The same of a table, whose columns the task knows."""
     found = (task.module("from_tables") or plain_tables).cases(source, source)
-    problems = [
-        f"{source}, row {at}: {problem}" for at, (_, case) in enumerate(found, 1) for problem in task.check_case(case)
-    ]
-    if problems:
-        raise UserError("\n".join([*problems[:20], f"{counted(len(problems), 'problem')} in {source}"]))
-    return found
+    refuse_faults(
+        [f"{source}:{line}: {problem}" for line, _, case in found for problem in task.check_case(case)], source
+    )
+    return [(named, case) for _, named, case in found]
+
+
+def refuse_faults(faults, source):
+    """Stop at the faults of a file that is asked about, the first of them by line."""
+    if faults:
+        n_more = len(faults) - MOST_FAULTS_SHOWN
+        more = [f"and {n_more:,} more"] if n_more > 0 else []
+        raise UserError(
+            "\n  ".join([f"{counted(len(faults), 'problem')} in {source}:", *faults[:MOST_FAULTS_SHOWN], *more])
+        )
 
 
 def named_case(row, task):

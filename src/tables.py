@@ -209,14 +209,15 @@ def read_excel(path, how, name):
     import pandas
 
     try:
-        # The cells themselves: pandas' frame has lost their number formats.
-        book = pandas.ExcelFile(path, engine="openpyxl").book
+        file = pandas.ExcelFile(path, engine="openpyxl")
     except Exception as error:  # whatever a zip or an XML reader says of a broken file
         raise UserError(f"{name}: not a readable Excel file ({error}); save it again, or as CSV") from error
-    sheets = {sheet.title: sheet for sheet in book.worksheets}
-    if how.sheet and how.sheet not in sheets:
-        raise UserError(f"{name}: --sheet {how.sheet}: no such sheet; it has {', '.join(map(repr, sheets))}")
-    found = {title: sheet_rows(sheet) for title, sheet in sheets.items() if how.sheet in (None, title)}
+    with file:
+        # The cells themselves: pandas' frame has lost their number formats.
+        sheets = {sheet.title: sheet for sheet in file.book.worksheets}
+        if how.sheet and how.sheet not in sheets:
+            raise UserError(f"{name}: --sheet {how.sheet}: no such sheet; it has {', '.join(map(repr, sheets))}")
+        found = {title: sheet_rows(sheet) for title, sheet in sheets.items() if how.sheet in (None, title)}
     filled = {title: rows for title, rows in found.items() if rows}
     if len(filled) > 1:
         raise UserError(
@@ -226,6 +227,8 @@ def read_excel(path, how, name):
 
 
 def sheet_rows(sheet):
+    # The size that the file states may be wrong, and what lies beyond it would not be read.
+    sheet.reset_dimensions()
     rows = enumerate(sheet.iter_rows(), 1)
     found = [(number, [cell_text(cell.value, cell.number_format) for cell in cells]) for number, cells in rows]
     return [(number, cells) for number, cells in found if any(cells)]

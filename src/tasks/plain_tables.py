@@ -53,12 +53,15 @@ def rows(args, task, files):
 
 
 def cases(name, path):
-    """(id or nothing, input) of each line of a table that is asked about."""
+    """(line, id or nothing, input) of each row of a table that is asked about."""
     table = tables.read(path, tables.Reading(has_options=False), name)
     inputs = [column for column in table.columns if column == "input"] or [
         column for column in table.columns if column not in (*KEYS, "output")
     ]
-    return [({"id": row["id"]} if row.get("id") else {}, part_of(row, inputs, "input", {})) for row in table.rows]
+    return [
+        (line, {"id": row["id"]} if row.get("id") else {}, part_of(row, inputs, "input", {}))
+        for line, row in zip(table.lines, table.rows, strict=True)
+    ]
 
 
 def part_of(row, columns, whole, properties):

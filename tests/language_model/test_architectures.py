@@ -15,6 +15,7 @@ from support import families
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 
+CONFIG = ROOT / "configs" / "phi4mini.yaml"
 PLANS_SEVEN = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 SPLIT = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # name -> (parameters of the published checkpoint, trained ones at r=64, linear kinds, layers)
@@ -123,6 +124,26 @@ def test_check_model_says_ready_and_shows_every_line(phi):
     sample = done.stdout[done.stdout.index("loss on the part") :]
     assert '<|assistant|>>>>{"result":"' in sample and "<|end|><<<" in sample
     assert "Traceback" not in done.stderr
+
+
+def test_check_model_warns_of_the_mix_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    processed = tmp_path / "processed"
+    processed.mkdir()
+    train = processed / "train.jsonl"
+    train.write_text(json.dumps(prompt_row(next(synthetic_rows(1, 3)), load_task())) + "\n", encoding="utf-8")
+    monkeypatch.setattr(check_model.chat_template, "load_chat", lambda config: 1 / 0)
+
+    def said(facts):
+        (tmp_path / "manifest.json").write_text(json.dumps(facts))
+        with pytest.raises(ZeroDivisionError):
+            monkeypatch.setattr(sys, "argv", ["check_model.py", "--config", str(CONFIG), "--train", str(train)])
+            check_model.main()
+        return capsys.readouterr().out
+
+    found = said({"classes": {"train": {"DUPLICATE": 32, "NO_MATCH": 10}, "test": {"DUPLICATE": 4}}})
+    assert "warning: 46 rows are too few to train on or to score: the test split has 4 rows" in found
+    assert "warning: no row is POSSIBLE" in found
+    assert "warning" not in said({"classes": {"one": 1}}) + said([])
 
 
 @pytest.mark.slow

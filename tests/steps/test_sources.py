@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import threading
+import zipfile
 
 import pytest
 
@@ -210,6 +211,19 @@ def test_a_workbook_of_several_sheets_asks_which(steps):
     assert len(steps.imported()) == 6
 
 
+def test_no_row_is_lost_in_a_workbook_that_states_a_wrong_size(steps):
+    as_excel("whole.xlsx")
+    with zipfile.ZipFile("whole.xlsx") as whole, zipfile.ZipFile("pairs.xlsx", "w") as wrong:
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name.endswith("sheet1.xml"):
+                assert b'<dimension ref="A1:J7"' in data
+                data = data.replace(b'<dimension ref="A1:J7"', b'<dimension ref="A1:J3"')
+            wrong.writestr(name, data)
+    steps.prep("--in", "pairs.xlsx")
+    assert [row["id"] for row in steps.imported()] == ["p0", "p1", "p2", "p3", "p4", "p5"]
+
+
 REFUSED = {
     "old.xls": (b"\xd0\xcf\x11\xe0 old", "save it as .xlsx"),
     "pairs.csv.gz": (b"\x1f\x8b\x08 gzip", "zcat pairs.csv.gz"),
@@ -316,6 +330,18 @@ def test_other_tasks_read_columns_that_are_named_as_their_keys(steps, monkeypatc
     }
     (steps.folder / "rows.csv").write_text("request,town\nx,y\n")
     assert "columns input and output" in steps.prep("--in", "rows.csv", "--task", "booking", code=2)
+
+
+def test_a_fault_in_a_table_that_is_asked_about_has_its_line(tmp_path, monkeypatch):
+    from support import small_tasks
+
+    task = small_tasks.loaded(monkeypatch, "booking")
+    path = tmp_path / "asked.csv"
+    path.write_text('request,id\n"Ann\nto Oslo",a\n' + ",b\n" * 30)
+    with pytest.raises(UserError) as found:
+        cases_from_file(path, task)
+    head, first, *_, last = str(found.value).splitlines()
+    assert (head, last) == (f"30 problems in {path}:", "  and 10 more") and first.startswith(f"  {path}:4: "), head
 
 
 # ---- too little to learn from

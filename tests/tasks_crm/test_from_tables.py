@@ -1,6 +1,7 @@
 """A table of labelled pairs as somebody exported it becomes rows; what cannot be known is asked for by its option."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,38 @@ def test_labels_sentences_and_groups_that_are_named(prep):
     assert "was made" not in said
 
 
+@pytest.mark.parametrize("given", ["1=NO_MATCH 0=DUPLICATE", "1.0=NO_MATCH 0.0=DUPLICATE"])
+@pytest.mark.parametrize("values", [("1", "0"), ("1.0", "0.0")])
+def test_a_meaning_that_is_given_comes_before_the_usual_one(prep, given, values):
+    text = "name_1,name_2,label\n" + "".join(f"Ann {at},Anne {at},{values[at % 2]}\n" for at in range(6))
+    code, rows, said = prep({"pairs.csv": text}, "--in", "pairs.csv", "--labels", *given.split())
+    assert code == 0 and [row["output"]["result"] for row in rows[:2]] == ["NO_MATCH", "DUPLICATE"], said
+
+
+@pytest.mark.parametrize("last, why", [("p0", "some repeat"), ("", "some are empty")])
+def test_ids_that_were_only_recognised_are_left_out_aloud(prep, last, why):
+    text = table("id,name_1,name_2,label", "p#,Ann #,Anne #,?") + f"{last},Eva,Eve,1\n"
+    code, rows, said = prep({"pairs.csv": text}, "--in", "pairs.csv")
+    assert code == 0 and not any("id" in row for row in rows), said
+    assert f"not read: 'id' (as ids, {why})" in said and "also read" not in said
+    facts = json.loads(Path("data/manifest.json").read_text())["columns"]
+    assert facts["id"] is None and facts["not_read"] == {"id": f"as ids, {why}"}
+
+
+def test_the_id_of_records_is_not_the_id_of_pairs(prep):
+    pairs = "id,left_id,right_id,label\n" + "".join(f"7,{at},{at + 1},{at % 2}\n" for at in range(7))
+    options = "--left a.csv --pairs p.csv --id_column id".split()
+    code, rows, said = prep({"a.csv": RECORDS, "p.csv": pairs}, *options)
+    assert code == 0 and "id" not in rows[0] and "not read: 'id' (as ids, some repeat)" in said, said
+
+
+def test_a_pair_that_stands_twice_leaves_ids_out_aloud(prep):
+    pairs = "left_id,right_id,label\n" + "".join(f"{at},{at + 1},{at % 2}\n" for at in range(7)) + "0,1,0\n"
+    code, rows, said = prep({"a.csv": RECORDS, "p.csv": pairs}, "--left", "a.csv", "--pairs", "p.csv")
+    assert code == 0 and not any("id" in row for row in rows), said
+    assert "ids of the records name no row: some repeat" in said
+
+
 RECORDS = "id,name,zip\n" + "".join(f"{at},Ann {at},0{at}\n" for at in range(8))
 
 
@@ -160,6 +193,19 @@ ASKED = {
     "wrong separator": ("name_1,name_2,label", "Ann,Anne,?", "--separator ;", ["--separator", "semicolons"]),
     "unknown column": ("name_1,name_2,label", "Ann,Anne,?", "--drop nmae", ["no column 'nmae'", "'name_1'"]),
     "unknown label column": ("name_1,name_2,x", "Ann,Anne,?", "--label_column y", ["--label_column y", "'x'"]),
+    "a value that is not there": (
+        "name_1,name_2,label",
+        "Ann,Anne,?",
+        "--labels 1=DUPLICATE Ja=NO_MATCH 2.0=SKIP",
+        ["--labels Ja=NO_MATCH 2.0=SKIP: no such value in the column 'label'", "'1' (3), '0' (3)"],
+    ),
+    "a repeated id": (
+        "pair_id,name_1,name_2,label",
+        "p,Ann,Anne,?",
+        "--id_column pair_id",
+        ["pairs.csv:3: pair_id 'p' stands in line 2 too", ":7:", "5 ids", "--id_column"],
+    ),
+    "an empty id": ("key,name_1,name_2,label", ",Ann,Anne,?", "--id_column key", ["pairs.csv:2: key '' is empty"]),
     "odd option": ("name_1,name_2,label", "Ann,Anne,?", "--labels 1", ["--labels 1", "VALUE=LABEL", "NO_MATCH"]),
     "empty pairs": (
         "name_1,name_2,label",

@@ -119,9 +119,10 @@ def rows(args, task, files):
             continue
         found.append(row_of(pairs, at, label, roles))
         lines.append(line)
-    name_rows(found, pairs.name)
+    said = name_rows(found, lines, pairs, roles, args)
     refuse_empty(found, lines, pairs.name)
-    return Read(pairs.name, found, lines, words(pairs, roles, label_of, n_skipped), columns(pairs, roles, label_of))
+    said = [*words(pairs, roles, label_of, n_skipped), *said]
+    return Read(pairs.name, found, lines, said, columns(pairs, roles, label_of))
 
 
 def tidy(text):
@@ -227,7 +228,7 @@ def side_words(left, right):
 
 
 def cases(name, path):
-    """(id or nothing, pair) of each line of a table that is asked about; what is doubtful there is not read."""
+    """(line, id or nothing, pair) of each row of a table that is asked about; what is doubtful there is not read."""
     table = tables.read(path, tables.Reading(has_options=False), name)
     left, right, is_sure = sides_of(table.columns, table)
     nothing = dict.fromkeys(("label_column", "id_column", "group_column", "reason_column"))
@@ -240,8 +241,8 @@ def cases(name, path):
     print("\n".join(said), file=sys.stderr, flush=True)
     names = [rest[id] if id else ":".join(filter(None, ids)) for rest, ids in zip(pairs.rest, pairs.ids, strict=True)]
     return [
-        ({"id": named} if named else {}, {"record1": one, "record2": two})
-        for named, one, two in zip(names, pairs.left, pairs.right, strict=True)
+        (line, {"id": named} if named else {}, {"record1": one, "record2": two})
+        for line, named, one, two in zip(pairs.lines, names, pairs.left, pairs.right, strict=True)
     ]
 
 
@@ -375,7 +376,7 @@ def label_column(pairs, free):
     if len(likely) == 1:
         return likely[0]
     which = "several columns may be the label" if likely else "no column is named as a label is"
-    shown = [f"  {column!r} holds {values_of(pairs, column)}" for column in likely or free]
+    shown = [f"  {column!r} holds {values_of(pairs, column, 4)}" for column in likely or free]
     raise UserError(
         "\n".join(
             [f"{pairs.name}: {which}; name it with --label_column:", *(shown or ["  every column is a record's"])]
@@ -383,39 +384,67 @@ def label_column(pairs, free):
     )
 
 
-def values_of(pairs, column):
+def values_of(pairs, column, most):
     counts = Counter(row[column] for row in pairs.rest)
-    most = [f"{value!r} ({n:,})" for value, n in counts.most_common(4)]
-    return ", ".join(most) + (f" and {counted(len(counts) - 4, 'other value')}" if len(counts) > 4 else "")
+    shown = [f"{value!r} ({n:,})" for value, n in counts.most_common(most)]
+    n_more = len(counts) - most
+    return ", ".join(shown) + (f" and {counted(n_more, 'other value')}" if n_more > 0 else "")
 
 
 def labels_of(pairs, column, args):
     """{value: label, or SKIP} of everything that the label column holds."""
-    given = {}
+    given = given_labels(args)
+    counts = Counter(row[column] for row in pairs.rest)
+    given_as = {value: given_value(value, given) for value in counts}
+    if unused := [word for value, (word, _) in given.items() if value not in given_as.values()]:
+        raise UserError(
+            f"{pairs.name}: --labels {' '.join(unused)}: no such value in the column {column!r}, which holds "
+            f"{values_of(pairs, column, MOST_NAMED)}; correct it or take it out"
+        )
+    meant = {
+        value: MEANING.get(as_word(value)) if given_as[value] is None else given[given_as[value]][1] for value in counts
+    }
+    if unknown := [value for value, label in meant.items() if label is None]:
+        refuse_unknown(unknown, counts, pairs, column)
+    return meant
+
+
+def given_labels(args):
+    """{value: (what --labels says of it, its label)}; capitals make no other value."""
+    found = {}
     for word in args.labels:
         value, equals, label = word.rpartition("=")
         if not equals or label.upper() not in (*LABEL_WORDS, SKIP):
             raise UserError(f"--labels {word}: VALUE=LABEL is wanted, with {', '.join([*LABEL_WORDS, SKIP])} as label")
-        given[value.strip().casefold()] = label.upper()
-    counts = Counter(row[column] for row in pairs.rest)
-    meant = {value: given.get(value.casefold()) or MEANING.get(as_word(value)) for value in counts}
-    if unknown := [value for value, label in meant.items() if label is None]:
-        first = {}
-        for line, row in zip(pairs.lines, pairs.rest, strict=True):
-            first.setdefault(row[column], line)
-        faults = [
-            f"{pairs.name}:{first[value]}: {column} {value!r}, in {counted(counts[value], 'row')}" for value in unknown
-        ]
-        example = " ".join(shell_word(f"{value}={SKIP}") for value in unknown[:3])
-        raise UserError(
-            listed(
-                faults,
-                "labels",
-                f"say what each means with --labels VALUE=LABEL ({', '.join(LABEL_WORDS)}), or leave such rows out: "
-                f"--labels {example}",
-            )
+        found[value.strip().casefold()] = (word, label.upper())
+    return found
+
+
+def given_value(value, given):
+    """The value in --labels that speaks of this one: itself, or the same word, as 1 and 1.0 are; None without any."""
+    if value.casefold() in given:
+        return value.casefold()
+    # What has no letters, as + and -, is no word.
+    word = as_word(value)
+    return next((one for one in given if word and as_word(one) == word), None)
+
+
+def refuse_unknown(unknown, counts, pairs, column):
+    first = {}
+    for line, row in zip(pairs.lines, pairs.rest, strict=True):
+        first.setdefault(row[column], line)
+    faults = [
+        f"{pairs.name}:{first[value]}: {column} {value!r}, in {counted(counts[value], 'row')}" for value in unknown
+    ]
+    example = " ".join(shell_word(f"{value}={SKIP}") for value in unknown[:3])
+    raise UserError(
+        listed(
+            faults,
+            "labels",
+            f"say what each means with --labels VALUE=LABEL ({', '.join(LABEL_WORDS)}), or leave such rows out: "
+            f"--labels {example}",
         )
-    return meant
+    )
 
 
 def as_word(value):
@@ -442,11 +471,32 @@ def row_of(pairs, at, label, roles):
     return row | {"input": {"record1": pairs.left[at], "record2": pairs.right[at]}, "output": output}
 
 
-def name_rows(found, name):
-    """Ids only where they name every row: pairs of record ids may repeat, and then say less than none."""
-    if len({row["id"] for row in found}) < len(found) or not all(row["id"] for row in found):
-        for row in found:
-            del row["id"]
+def name_rows(found, lines, pairs, roles, args):
+    """Ids only where they name every row: those that were recognised may repeat, and then say less than none.
+
+    Returns what is to be said of that.
+    """
+    first = {}
+    faults = []
+    for row, line in zip(found, lines, strict=True):
+        if first.setdefault(row["id"], line) != line or not row["id"]:
+            stands = f"stands in line {first[row['id']]} too" if row["id"] else "is empty"
+            faults.append(f"{pairs.name}:{line}: {roles['id']} {row['id']!r} {stands}")
+    if not faults:
+        return []
+    # With --pairs, --id_column names a record in its own table.
+    if roles["id"] and roles["id"] == args.id_column and not args.pairs:
+        raise UserError(
+            listed(faults, "ids", "an id names one row; name another column with --id_column, or correct these lines")
+        )
+    why = "some repeat" if all(first) else "some are empty"
+    for row in found:
+        del row["id"]
+    if roles["id"]:
+        pairs.dropped[roles["id"]] = f"as ids, {why}"
+        roles["id"] = None
+        return []
+    return [f"  ids of the records name no row: {why}"] if any(first) else []
 
 
 def refuse_empty(found, lines, name):
