@@ -112,14 +112,16 @@ READ ?=
 REASONS ?=
 ## ROWS         how many synthetic pairs
 ROWS ?=
-# On the way to another step, rows that were read from IN= later than all.jsonl was written are still the rows.
-READ_BEFORE := $(if $(filter prep,$(MAKECMDGOALS)),,$(shell [ $(D)/imported.jsonl -nt $(D)/all.jsonl ] && echo $(D)/imported.jsonl))
-SOURCE := $(or $(IN),$(READ_BEFORE),$(D)/all.jsonl)
+# On the way to another step the rows and the sentences stay those of the present splits.
+BEFORE = $(if $(filter prep,$(MAKECMDGOALS)),,$(shell sed -n 's/^ "$1": "\(.*\)",$$/\1/p' $(D)/manifest.json 2>/dev/null))
+IMPORTED := $(if $(filter-out all.jsonl synthetic.jsonl,$(call BEFORE,source)),$(wildcard $(D)/imported.jsonl))
+SOURCE := $(or $(IN),$(IMPORTED),$(D)/all.jsonl)
+SENTENCES := $(or $(REASONS),$(filter-out keep,$(call BEFORE,reasons)))
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
 $(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.* $(SOURCE)) | $(ENV)
-	$(PYTHON) $< --in $(SOURCE) --out $(D) $(if $(ROWS),--rows $(ROWS)) $(if $(REASONS),--reasons $(REASONS)) $(READ) $(AGAIN) $(TASK_FLAG)
+	$(PYTHON) $< --in $(SOURCE) --out $(D) $(if $(ROWS),--rows $(ROWS)) $(if $(SENTENCES),--reasons $(SENTENCES)) $(READ) $(AGAIN) $(TASK_FLAG)
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md $(wildcard src/tasks/*.py) $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(AGAIN) $(TASK_FLAG)
 
@@ -268,10 +270,8 @@ check-% train-% kpi-% bench-% ask-% serve-%:
 .PHONY: clean
 MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *.part) \
 	$(addprefix $(O)/,*-lora *-merged *.part) \
-	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* baselines.json metrics.csv latency.csv throughput.csv \
+	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* *.kept baselines.json metrics.csv latency.csv throughput.csv \
 	index.html manifest.json transfer* *.part)
-# A run that was killed leaves its lock's file.
-MADE += $(D)/.*.lock $(O)/.*.lock $(R)/.*.lock
 clean:
 	rm -rf demo models/standin $(MADE)
 	@if [ "$$(grep -c 'steward:begin' $(R)/model_comparison.md 2>/dev/null).$$(grep -c 'steward:end' $(R)/model_comparison.md 2>/dev/null)" = 1.1 ]; then sed -i.bak '/<!-- steward:begin/,/<!-- steward:end/d' $(R)/model_comparison.md && rm -f $(R)/model_comparison.md.bak; fi

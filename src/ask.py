@@ -52,8 +52,8 @@ def answer(args, task, cases):
     """Write an answer a case; how many have none."""
     conversations = [task.messages(case) for _, case in cases]
     with asking.journal_of(args.out, args.out and name_of_the_work(args, task, conversations)) as journal:
-        if journal and journal.n_found:
-            print(f"going on: {journal.words()}", flush=True)
+        if journal:
+            journal.report()
         engine = load_engine(args.backend).load(args.model_path, task, model_config(args, task))
         ask = verdicts if args.verdicts else answered
         found = [named | one for (named, _), one in zip(cases, ask(engine, task, conversations, journal), strict=True)]
@@ -75,6 +75,7 @@ def name_of_the_work(args, task, conversations):
         "prompts": sha256_text(to_json(conversations)),
         "task": task_facts(task),
         "model": model_identity(args.model_path),
+        "engine": engine.identity(args.model_path),
         "config": args.config and sha256_file(existing_file(args.config)),
         "options": [args.backend, args.verdicts],
     }

@@ -112,11 +112,24 @@ def as_typed(message):
 
 def options_of_make():
     """({option: variable}, {switch: variable}) as the Makefile gives them to the steps."""
-    with contextlib.suppress(OSError):
+    try:
         text = (ROOT / "Makefile").read_text(encoding="utf-8")
-        switches = {option: name for name, option in re.findall(r"\$\(if \$\((\w+)\),--(\w+)\)", text)}
-        return dict(re.findall(r"--(\w+)[ =]\"?\$\(([A-Z_]+)\)", text)), switches
-    return {}, {}
+    except OSError:
+        return {}, {}
+    documented = set(re.findall(r"^## ([A-Z_]+) ", text, re.M))
+    definitions = dict(re.findall(r"^([A-Z_]+) :?= (.*)$", text, re.M))
+
+    def typed(name):
+        """The variable that a user sets; a name of the Makefile's own may stand for it."""
+        names = [name, *re.findall(r"\$\(([A-Z_]+)\)", definitions.get(name, ""))]
+        return next((one for one in names if one in documented), None)
+
+    switches = {option: typed(name) for name, option in re.findall(r"\$\(if \$\((\w+)\),--(\w+)\)", text)}
+    variables = {}
+    for option, name in re.findall(r"--(\w+)[ =]\"?\$\(([A-Z_]+)\)(?![\w/])", text):
+        variables.setdefault(option, set()).add(typed(name))
+    # An option that stands for one thing here and for another there keeps its own name.
+    return {option: name for option, [name, *more] in variables.items() if name and not more}, switches
 
 
 def to_json(value):

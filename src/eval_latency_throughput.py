@@ -16,6 +16,7 @@ import io
 import json
 import math
 import multiprocessing
+import platform
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -89,8 +90,7 @@ def measure(args):
     deck = Deck(rows, task)
     quiet_libraries()
     with interruption.Journal(args.out, name_of_the_work(args, task, config, data), "levels") as journal:
-        if journal.n_found:
-            print(f"going on: {journal.words()}", flush=True)
+        journal.report()
         machine = machine_rates(args)
         with opened(args, task, config, deck.conversations) as (load, engine):
             roofline = roofline_of(machine, args.model_path, engine)
@@ -111,6 +111,8 @@ def name_of_the_work(args, task, config, data):
         "model": args.model_path and not args.random_weights and model_identity(args.model_path),
         "task": task_facts(task),
         "options": {name: getattr(args, name) for name in options},
+        # Times of two machines make no table.
+        "machine": platform.node(),
     }
     return fingerprint(facts, __file__, engine.__file__)
 

@@ -5,6 +5,7 @@ Predicts first when the predictions beside --out are missing or were made from s
 """
 
 import argparse
+import contextlib
 
 import locks
 from common import UserError, read_json, run
@@ -20,7 +21,10 @@ def main():
     clock = Clock()
     task = load_task(args.task)
     path = args.predictions or predictions.path_beside(args.out)
-    with locks.only_writer(predictions.place_of(args.out)):
+    places = {predictions.place_of(args.out), predictions.place_of(path)}
+    with contextlib.ExitStack() as held:
+        for place in sorted(places):
+            held.enter_context(locks.only_writer(place))
         if args.model_path:
             predictions.predict_unless_done(args, task, path)
         facts = read_json(predictions.manifest_path(path))

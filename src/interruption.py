@@ -1,5 +1,8 @@
 """One way to be interrupted: a signal becomes one exception, what was kept is reported, and work goes on from there."""
 
+import contextlib
+import glob
+import hashlib
 import json
 import os
 import shlex
@@ -35,6 +38,7 @@ class _Stop:
     at = 0.0
     may_wait = False
     kept = []  # functions that say what is kept; the last one speaks
+    groups = set()  # of processes that were started in sessions of their own
 
 
 def listen():
@@ -64,10 +68,28 @@ def _signalled(number, _frame):
         os.write(2, b"\nstopping after this step; once more stops at once\n")
     elif now - _Stop.at > SAME_STOP_S:
         if not _Stop.may_wait:
-            os._exit(128 + number)
+            _exit_at_once(128 + number)
         _Stop.may_wait = False
         _Stop.at = now
         raise Interrupted(_Stop.number)
+
+
+def _exit_at_once(code):
+    """End without any clean-up but that of processes that would outlive this one."""
+    for group in _Stop.groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def with_group(process):
+    """While the block runs, a second Ctrl-C also ends this process, which has a session of its own."""
+    _Stop.groups.add(process.pid)
+    try:
+        yield
+    finally:
+        _Stop.groups.discard(process.pid)
 
 
 class until_asked:  # noqa: N801 - used as a statement, like contextlib.suppress
@@ -76,8 +98,11 @@ class until_asked:  # noqa: N801 - used as a statement, like contextlib.suppress
     def __enter__(self):
         _Stop.may_wait = True
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, trace):
         _Stop.may_wait = False
+        if error is None and is_asked():
+            # It came behind the last look.
+            stop_now()
 
 
 def is_asked():
@@ -85,9 +110,9 @@ def is_asked():
     return _Stop.number is not None
 
 
-def raise_if_asked():
-    if is_asked():
-        raise Interrupted(_Stop.number)
+def stop_now():
+    """End the work here; another process of the same work may be the one that was asked."""
+    raise Interrupted(_Stop.number or signal.SIGTERM)
 
 
 class keeping:  # noqa: N801 - used as a statement, like contextlib.suppress
@@ -127,12 +152,13 @@ def typed():
 class Journal:
     """A file that grows by a line as soon as something is done, beside the result that it becomes part of.
 
-    The same work begun again, which its `name` says, finds what was done; other work starts anew. A line that a kill
-    or a full disk cut off is dropped.
+    The same work begun again, which its `name` says, finds what was done; other work has a file of its own. A line that
+    a kill or a full disk cut off is dropped.
     """
 
     def __init__(self, result, name, unit):
-        self.path = Path(f"{result}.part")
+        self.path = Path(f"{result}.{hashlib.sha256(name.encode()).hexdigest()[:8]}.kept")
+        self.is_whole = True  # whether nothing is left to do when the block ends well
         self.name = name
         self.unit = unit
         self.entries = []
@@ -183,6 +209,17 @@ class Journal:
             error.filename = str(self.path)
             raise
 
+    def report(self):
+        """Say that the work goes on where it was interrupted, and what other work in its place has kept."""
+        if self.n_found:
+            print(f"going on: {self.words()}", flush=True)
+        result = self.path.name.rsplit(".", 2)[0]
+        others = [path for path in self.path.parent.glob(f"{glob.escape(result)}.*.kept") if path != self.path]
+        for path in others:
+            print(
+                f"{path} keeps what was done with other settings; delete it if you do not go on with those", flush=True
+            )
+
     def words(self):
         return f"{len(self.entries):,} {self.unit} are kept in {self.path}" if self.entries else ""
 
@@ -190,5 +227,5 @@ class Journal:
         """A result that is whole needs its parts no more; one that is not keeps them."""
         self._keeping.__exit__(kind, error, trace)
         self.file.close()
-        if error is None or not self.entries:
+        if (error is None and self.is_whole) or not self.entries:
             self.path.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def _taken(path, place):
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the lock is held
+            file = _opened(path)
         except OSError as error:
             # The user knows the place and not the file beside it.
             error.filename = str(path.parent)
@@ -58,6 +58,22 @@ def _taken(path, place):
             _sign(file)
             return file
         file.close()
+
+
+def _opened(path):
+    """The lock's file; one that another user left is only read, which is enough to see whether it is held."""
+    try:
+        return open(path, "a+", encoding="utf-8")
+    except PermissionError:
+        if not path.is_file() or not os.access(path.parent, os.W_OK):
+            raise
+        with open(path, encoding="utf-8") as left:
+            try:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return open(path, encoding="utf-8")
+            path.unlink()
+        return open(path, "a+", encoding="utf-8")
 
 
 def _is_still(path, file):

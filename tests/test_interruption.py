@@ -1,5 +1,6 @@
 """A signal becomes one report: what is kept, how it goes on, and the exit code that a shell expects."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 import pytest
 
 import interruption
+from common import written_whole
 from interruption import Journal
 from support.pipeline import ROOT
 
@@ -86,11 +88,44 @@ def test_work_that_looks_for_itself_ends_where_it_can_keep_what_it_has(tmp_path)
         while not interruption.is_asked():
             time.sleep(0.01)
         print("step finished", file=sys.stderr)
-        interruption.raise_if_asked()"""
+        interruption.stop_now()"""
     code, said = stopped(tmp_path, body, (signal.SIGINT, 0))
     assert code == 130
     assert "stopping after this step; once more stops at once" in said
     assert said.index("step finished") < said.index("stopped by Ctrl-C")
+
+
+def test_a_signal_behind_the_last_look_still_ends_the_step(tmp_path):
+    body = """
+    with interruption.until_asked():
+        print("begun", flush=True)
+        while not interruption.is_asked():
+            time.sleep(0.01)
+    print("went on", file=sys.stderr)"""
+    code, said = stopped(tmp_path, body, (signal.SIGTERM, 0))
+    assert code == 143
+    assert "went on" not in said
+
+
+def test_a_second_signal_in_the_clean_up_ends_a_server_too(tmp_path):
+    body = """
+    import subprocess
+    interruption.SAME_STOP_S = 0.1
+    server = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    print(server.pid, file=sys.stderr, flush=True)
+    with interruption.with_group(server):
+        try:
+            print("begun", flush=True)
+            [time.sleep(0.1) for _ in range(600)]
+        finally:
+            [time.sleep(0.1) for _ in range(600)]"""
+    code, said = stopped(tmp_path, body, (signal.SIGINT, 0), (signal.SIGINT, 0.5))
+    assert code == 130
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            # Ended, and read by whoever takes over orphans.
+            os.kill(int(said.split()[0]), 0)
+            time.sleep(0.1)
 
 
 def test_a_second_signal_ends_such_work_at_once(tmp_path, monkeypatch):
@@ -124,20 +159,44 @@ def test_a_journal_goes_on_where_it_was_and_is_gone_when_the_work_is_whole(tmp_p
         raise RuntimeError
     with Journal(out, "work", "answers") as journal:
         assert journal.entries == [[1, "a"], [2, "b\ud800"]]
-        assert journal.words() == f"2 answers are kept in {out}.part"
+        assert journal.words() == f"2 answers are kept in {journal.path}"
+        assert journal.path.name.startswith("answers.jsonl.") and journal.path.suffix == ".kept"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_journal_of_other_work_starts_anew(tmp_path):
+def test_other_work_has_a_journal_of_its_own_and_says_that_there_is_another(tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     with pytest.raises(RuntimeError), Journal(out, "work", "answers") as journal:
         journal.add(1)
         raise RuntimeError
-    with pytest.raises(RuntimeError), Journal(out, "other work", "answers") as journal:
-        assert journal.entries == []
-        journal.add(2)
+    with Journal(out, "other work", "answers") as other:
+        assert other.entries == []
+        other.report()
+        other.add(2)
+    assert capsys.readouterr().out.startswith(f"{journal.path} keeps what was done with other settings")
+    assert [json.loads(line) for line in journal.path.read_text().splitlines()] == ["work", 1]
+    assert not other.path.exists()
+
+
+def test_work_that_is_not_whole_keeps_its_journal(tmp_path):
+    with Journal(tmp_path / "x", "work", "answers") as journal:
+        journal.add(1)
+        journal.is_whole = False
+    assert journal.path.is_file()
+
+
+def test_a_result_is_written_while_its_journal_is_open(tmp_path):
+    """A disk that is full only then must not cost what was kept."""
+    out = tmp_path / "answers.jsonl"
+    with pytest.raises(OSError), Journal(out, "work", "answers") as journal:
+        journal.add("a")
+        with written_whole(out) as file:
+            file.write("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(RuntimeError), Journal(out, "work", "answers") as again:
+        assert again.entries == ["a"]
         raise RuntimeError
-    assert [json.loads(line) for line in journal.path.read_text().splitlines()] == ["other work", 2]
+    assert list(tmp_path.iterdir()) == [journal.path]
 
 
 @pytest.mark.parametrize("torn", ['"b', '"b"', "\x00\x00", '"b\n'])

@@ -82,3 +82,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     refused = pytest.raises(OSError, match=r"/file'$")
     with refused, locks.only_writer(tmp_path / "file" / "model"):
         pass
+
+
+def test_a_lock_that_a_dead_process_of_another_user_left_is_taken_over(tmp_path, monkeypatch):
+    (tmp_path / ".model.lock").write_text("{}")
+    real = open
+
+    def refused_once(path, mode="r", **options):
+        if "a" in mode and (tmp_path / ".model.lock").exists() and (tmp_path / ".model.lock").read_text() == "{}":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, mode, **options)
+
+    monkeypatch.setattr(locks, "open", refused_once, raising=False)
+    with locks.only_writer(tmp_path / "model"):
+        assert json.loads((tmp_path / ".model.lock").read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 
+import interruption
 from common import WorkFailed, shown_path
 
 READY_WITHIN_S = 900  # a large model read from a slow disk, compiled for the first time
@@ -33,11 +34,12 @@ def running(command, health, log, environment=()):
         server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | dict(environment), start_new_session=True
         )
-    try:
-        wait_until_ready(server, health, log)
-        yield server
-    finally:
-        stop(server)
+    with interruption.with_group(server):
+        try:
+            wait_until_ready(server, health, log)
+            yield server
+        finally:
+            stop(server)
 
 
 def wait_until_ready(server, health, log):

@@ -11,6 +11,7 @@ alone. A smaller budget than the model's own shows what an engine keeps of an an
 
 import argparse
 import dataclasses
+import platform
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
@@ -25,6 +26,7 @@ from report import marked_text
 from report.marked_text import md, md_table
 from rows import load_rows
 from tasks import DEFAULT
+from tasks import facts as task_facts
 
 MARK = "engines"
 WARM_UP_ROWS = 4
@@ -119,7 +121,10 @@ def name_of_the_work(args, task, config):
         "rows": sha256_file(args.data),
         "model": model_identity(args.model_path),
         "config": dataclasses.asdict(config),
+        "task": task_facts(task),
         "options": [args.engines, args.rows, args.batch_size],
+        # Times of two machines make no table.
+        "machine": platform.node(),
     }
     return fingerprint(facts, __file__, task.folder / "data.py", *(load_engine(name).__file__ for name in args.engines))
 

@@ -41,7 +41,7 @@ def main():
     # All are read before any is scored: a wrong line in the last one should not cost the time of the others.
     sets = {path.stem: read_set(path, task, args.limit, args.seed) for path in find_sets(args.sets)}
     kept = args.out.parent / KEPT
-    with locks.only_writer(args.out), interruption.keeping(lambda: f"the scores so far are kept in {kept}"):
+    with locks.only_writer(args.out), interruption.keeping(lambda: kept_words(kept)):
         bench = Bench(args, task)
         found = {name: bench.measure(name, *the_set) for name, the_set in sets.items()}
         write_manifest(
@@ -58,6 +58,12 @@ def main():
     print(f"all numbers in {args.out}")
     if not any(measured(cell) for facts in found.values() for cell in facts["scorers"].values()):
         raise WorkFailed(f"no set in {args.sets} could be scored; {args.out} says why")
+
+
+def kept_words(folder):
+    """What an interrupted run goes on from; empty where no scores are there yet."""
+    n = sum(1 for _ in folder.glob("*.json"))
+    return f"the scores of {n:,} scorers and sets are kept in {folder}" if n else ""
 
 
 def parse_args():

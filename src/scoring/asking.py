@@ -15,6 +15,7 @@ class Refusal:
     """Why a row has no result."""
 
     words: str
+    again: bool = False  # whether another try may end otherwise
 
 
 def journal_of(out, name):
@@ -26,7 +27,10 @@ def answers(engine, conversations, journal=None, unit="rows"):
     """An Answer or a Refusal for each conversation, in order."""
     kept = {at: Answer(**facts) for at, facts in entries(journal, "answers")}
     found = asked(engine.answers, engine, conversations, kept, journal, (unit, "answers"))
-    return [refused_by_server(one) or one for one in found]
+    found = [refused_by_server(one) or one for one in found]
+    if journal and n_to_ask_again(found):
+        journal.is_whole = False
+    return found
 
 
 def verdicts(engine, conversations, journal=None, unit="rows", title="verdicts"):
@@ -65,7 +69,8 @@ def asked(ask, engine, conversations, found, journal, words):
 
 
 def keep(journal, title, at, result):
-    if journal:
+    """What a server could not answer now it is asked again next time."""
+    if journal and not refused_by_server(result):
         journal.add([title, at, dataclasses.asdict(result) if isinstance(result, Answer) else result])
 
 
@@ -86,5 +91,9 @@ def unreadable(engine, conversations):
 def refused_by_server(result):
     """The Refusal in an Answer that says that the request came to nothing; None where it is an answer."""
     if isinstance(result, Answer) and result.finish_reason.startswith(FAILED):
-        return Refusal(result.finish_reason.removeprefix(FAILED))
+        return Refusal(result.finish_reason.removeprefix(FAILED), again=True)
     return None
+
+
+def n_to_ask_again(results):
+    return sum(isinstance(one, Refusal) and one.again for one in results)

@@ -114,8 +114,10 @@ def predictions_fingerprint(args, task, config, data, rows):
 
 
 def is_done(out, fingerprint):
+    """Whether the file holds these very predictions, and none that a server could not give then."""
     manifest = manifest_path(out)
-    return Path(out).is_file() and manifest.is_file() and read_json(manifest).get("fingerprint") == fingerprint
+    facts = read_json(manifest) if Path(out).is_file() and manifest.is_file() else {}
+    return facts.get("fingerprint") == fingerprint and not facts.get("rows_to_ask_again")
 
 
 def predict(args, task, config, data, rows, out, name):
@@ -123,7 +125,7 @@ def predict(args, task, config, data, rows, out, name):
     clock = Clock()
     quiet_libraries()
     with asking.journal_of(out, name) as journal:
-        report_kept(journal)
+        journal.report()
         engine = load_engine(args.backend).load(
             args.model_path,
             task,
@@ -134,31 +136,28 @@ def predict(args, task, config, data, rows, out, name):
         )
         answers = asking.answers(engine, [task.messages(row["input"]) for row in rows], journal)
         swapped = swapped_verdicts(engine, task, rows, answers, journal)
-        manifest_path(out).unlink(missing_ok=True)
         with written_whole(out) as file:
             for row, answer, other in zip(rows, answers, swapped, strict=True):
                 file.write(json.dumps(prediction(row, answer, other, task), ensure_ascii=False) + "\n")
-    answered = [one for one in answers if isinstance(one, Answer)]
-    write_manifest(
-        manifest_path(out),
-        clock,
-        task=task.name,
-        **identity(args, config, data, rows),
-        backend=args.backend,
-        **engine.facts,
-        gen=vars(config.gen),
-        fingerprint=name,
-        seconds_per_row=sum(one.seconds for one in answered) / max(1, len(answered)),
-        rows_resumed=journal.n_found,
-        rows_failed=len(answers) - len(answered),
-    )
+            file.flush()
+            # A full disk has shown by now: only a manifest whose file will be replaced goes.
+            manifest_path(out).unlink(missing_ok=True)
+        answered = [one for one in answers if isinstance(one, Answer)]
+        write_manifest(
+            manifest_path(out),
+            clock,
+            task=task.name,
+            **identity(args, config, data, rows),
+            backend=args.backend,
+            **engine.facts,
+            gen=vars(config.gen),
+            fingerprint=name,
+            seconds_per_row=sum(one.seconds for one in answered) / max(1, len(answered)),
+            rows_resumed=journal.n_found,
+            rows_failed=len(answers) - len(answered),
+            rows_to_ask_again=asking.n_to_ask_again(answers),
+        )
     print(f"{len(rows):,} answers in {out}")
-
-
-def report_kept(journal):
-    """Say that a run goes on where an earlier one was interrupted."""
-    if journal and journal.n_found:
-        print(f"going on: {journal.words()}", flush=True)
 
 
 def swapped_verdicts(engine, task, rows, answers, journal):
@@ -209,16 +208,14 @@ def prediction(row, answer, swapped, task):
     }
 
 
-def failed_rows(out):
-    """How many rows of these predictions have an error instead of an answer."""
-    return read_json(manifest_path(out)).get("rows_failed", 0)
-
-
 def failure_words(out):
     """What is said of rows without an answer; empty where there is none."""
-    n = failed_rows(out)
+    facts = read_json(manifest_path(out))
+    n = facts.get("rows_failed", 0)
     rows = "1 row has" if n == 1 else f"{n:,} rows have"
-    return f"{rows} no answer and an error in its place in {out}; they count as wrong" if n else ""
+    again = facts.get("rows_to_ask_again", 0)
+    more = f"; the same command asks {again:,} of them again" if again else ""
+    return f"{rows} no answer and an error in its place in {out}; they count as wrong{more}" if n else ""
 
 
 def identity(args, config, data, rows):

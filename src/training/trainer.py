@@ -156,23 +156,38 @@ def token_weights(labels, n_opening, weight):
 class Saving(TrainerCallback):
     """Checkpoints between the judged ones, by the clock, and one when the run is asked to stop.
 
-    A run on several processes stops at the next saved step of all: each of them got the signal by itself.
+    Several processes agree at every step: each gets the signal at its own moment, and one that went on alone would
+    wait for the others for ever.
     """
+
+    is_stopping = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.saved_at = time.monotonic()
         self.wait_s = FIRST_SAVED_AFTER_S
 
     def on_step_end(self, args, state, control, **kwargs):
-        is_due = n_processes() == 1 and time.monotonic() - self.saved_at > self.wait_s
-        if is_due or interruption.is_asked():
+        is_due = time.monotonic() - self.saved_at > self.wait_s
+        is_due, self.is_stopping = agreed([is_due, interruption.is_asked()])
+        if is_due or self.is_stopping:
             control.should_save = True
         return control
 
     def on_save(self, args, state, control, **kwargs):
         self.saved_at = time.monotonic()
         self.wait_s = SAVED_EVERY_S
-        interruption.raise_if_asked()
+        if self.is_stopping:
+            interruption.stop_now()
+
+
+def agreed(flags):
+    """Each flag, set where it is set in any of this run's processes."""
+    if n_processes() == 1:
+        return flags
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]
 
 
 class Progress(TrainerCallback):

@@ -115,7 +115,12 @@ def moment(project):
 
 
 def left_over(project):
-    return [*project.rglob("*.part"), *project.rglob(".*.lock")]
+    return [path for pattern in ("*.part", "*.kept", ".*.lock") for path in project.rglob(pattern)]
+
+
+def n_kept(folder):
+    """How many results an interrupted run has kept there."""
+    return sum(path.read_text().count("\n") - 1 for path in folder.glob("*.kept"))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -176,12 +181,11 @@ def pairs(whole):
 def test_answers_to_cases_are_kept_and_one_that_is_too_long_stops_no_other(whole, pairs, tmp_path):
     command = ["src/ask.py", "--pairs", pairs, "--model_path", "outputs/standin-merged", "--out"]
     process = begun([*command, tmp_path / "stopped.jsonl"], whole[0])
-    part = tmp_path / "stopped.jsonl.part"
-    until(lambda: part.is_file() and part.read_text().count("\n") > 16, process)
+    until(lambda: n_kept(tmp_path) > 15, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said
-    assert f" answers are kept in {part}; go on with: python src/ask.py" in said
+    assert f" answers are kept in {tmp_path}/stopped.jsonl." in said and "; go on with: python src/ask.py" in said
     goes_on = run(*command, tmp_path / "stopped.jsonl", cwd=whole[0])
     assert goes_on.returncode == 1
     assert "going on: " in goes_on.stdout
@@ -215,14 +219,13 @@ def test_a_benchmark_that_is_stopped_keeps_its_levels_and_goes_on(whole, tmp_pat
     out = tmp_path / "x_latency.csv"
     command = [*BENCH, "4", "--requests", "4", "--no_floor", "--out", str(out)]
     process = begun(command, whole[0])
-    part = tmp_path / "x_latency.csv.part"
-    until(lambda: part.is_file() and part.read_text().count("\n") > 1, process)
+    until(lambda: n_kept(tmp_path) > 0, process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143 and "1 levels are kept" in said and "Traceback" not in said
     assert "going on: 1 levels are kept" in done(*command, cwd=whole[0])
     assert len(out.read_text().splitlines()) == 3
-    assert not part.exists()
+    assert list(tmp_path.glob("*.kept")) == []
 
 
 def test_a_benchmark_can_be_stopped_while_it_measures_the_machine(whole, tmp_path):
@@ -309,7 +312,7 @@ def test_a_disk_that_takes_nothing_is_one_sentence(step, state, with_disk):
     said = [line for line in result.stderr.splitlines() if line.startswith(("failed:", "error:"))]
     assert len(said) == 1 and "disk" in said[0] and "Traceback" not in result.stderr, result.stderr[-3000:]
     # What is kept for the next run is no result, and the sentence says so.
-    kept = [name for name in made if name.endswith(".part")]
+    kept = [name for name in made if name.endswith(".kept")]
     assert ("are kept in disk/" in said[0]) == bool(kept)
     # Of a training's half-written checkpoints the next run takes none.
     assert [name for name in made if name not in kept and "checkpoints" not in name and "left_out" not in name] == [
