@@ -122,15 +122,13 @@ def from_lines(source, name, args, part):
 
 
 def from_tables(reader, args, task, files, part):
-    """Rows of one table or several, after a word about what was understood."""
+    """Rows of one table or several; the reader says what it understood."""
     try:
         read = reader.rows(args, task, files)
     except UserError as error:
         if interruption.TYPED not in os.environ:
             raise
         raise UserError(f'{error}\nWith make, options of a table go into READ=, as in READ="--drop score"') from error
-    for line in read.said:
-        print(line, flush=True)
     with written_whole(part) as file:
         for row in read.rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

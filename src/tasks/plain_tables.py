@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import tables
-from common import UserError, parse_json
+from common import UserError, counted, parse_json
 
 KEYS = ("id", "group")
 
@@ -15,8 +15,7 @@ class Read:
     name: str  # of the file that the lines are counted in
     rows: list
     lines: list
-    said: list  # what was understood, a line each
-    columns: dict  # the same for a manifest
+    columns: dict  # what was understood, for a manifest
 
 
 def add_options(parser):
@@ -48,8 +47,9 @@ def rows(args, task, files):
     for made, row in zip(found, table.rows, strict=True):
         made["input"] = part_of(row, inputs, "input", {})
         made["output"] = part_of(row, outputs, "output", (task.answer_schema or {}).get("properties", {}))
-    said = f"{name} ({table.form}): {len(found):,} rows; input: {', '.join(inputs)}; output: {', '.join(outputs)}"
-    return Read(name, found, table.lines, [said], {"input": inputs, "output": outputs})
+    n_rows = counted(len(found), "row")
+    print(f"{name} ({table.form}): {n_rows}; input: {', '.join(inputs)}; output: {', '.join(outputs)}", flush=True)
+    return Read(name, found, table.lines, {"input": inputs, "output": outputs})
 
 
 def cases(name, path):
