@@ -20,6 +20,8 @@ from service.task_contract import TaskContract
 from tasks import DEFAULT, load_task
 
 ACCEPTED_SHARE = 1.0
+ROWS = "training_rows.jsonl"
+PREFERENCES = "preference_pairs.jsonl"
 MANIFEST = "export.manifest.json"
 MOST_LISTED = 20
 
@@ -39,19 +41,20 @@ def main():
         for entry, row in zip(kept, rows, strict=True)
         if entry["action"] == "correct"
     ]
-    write(args.out, rows, preferences)
-    write_manifest(
-        args.out / MANIFEST,
-        clock,
-        decisions={
-            "sha256": sha256_file(path),
-            "n": len(entries),
-            "last_hash": entries[-1]["hash"] if entries else None,
-        },
-        rows=len(rows),
-        preference_pairs=len(preferences),
-        left_out=left_out,
-    )
+    with locks.only_writer(args.out / ROWS):
+        write(args.out, rows, preferences)
+        write_manifest(
+            args.out / MANIFEST,
+            clock,
+            decisions={
+                "sha256": sha256_file(path),
+                "n": len(entries),
+                "last_hash": entries[-1]["hash"] if entries else None,
+            },
+            rows=len(rows),
+            preference_pairs=len(preferences),
+            left_out=left_out,
+        )
     report(args.out, rows, preferences, left_out)
 
 
@@ -130,8 +133,7 @@ def fitting_rows(kept, task, left_out):
 
 def write(out, rows, preferences):
     """Both files; the manifest of an earlier export goes before its rows do."""
-    paths = (out / "training_rows.jsonl", out / "preference_pairs.jsonl")
-    with locks.only_writer(paths[0]), written_whole(*paths) as files:
+    with written_whole(out / ROWS, out / PREFERENCES) as files:
         rows_file, preferences_file = files
         rows_file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         preferences_file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in preferences)
@@ -142,10 +144,7 @@ def write(out, rows, preferences):
 
 
 def report(out, rows, preferences, left_out):
-    print(
-        f"{len(rows):,} rows in {out / 'training_rows.jsonl'}, {len(preferences):,} pairs in "
-        f"{out / 'preference_pairs.jsonl'}"
-    )
+    print(f"{len(rows):,} rows in {out / ROWS}, {len(preferences):,} pairs in {out / PREFERENCES}")
     for why, cases in left_out.items():
         print(f"left out, {why}: {len(cases):,}")
         for one in [case for case in cases if isinstance(case, dict)][:MOST_LISTED]:

@@ -42,7 +42,10 @@ def main():
 
 def only_service(settings):
     """Two services that offer the same cases and write the same decisions would show one case to two people."""
-    return locks.only_writer(settings.review_folder) if settings.review_folder else contextlib.nullcontext()
+    if not settings.review_folder:
+        return contextlib.nullcontext()
+    # Inside the folder: it may be a volume that several containers mount, and what lies around it be read-only.
+    return locks.only_writer(Path(settings.review_folder) / "service")
 
 
 def parse_args():

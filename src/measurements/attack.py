@@ -18,6 +18,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import interruption
+import locks
 from common import ROOT, UserError, WorkFailed, quiet_libraries
 from language_model import model_server
 from manifest import Clock, write_manifest
@@ -34,6 +36,7 @@ MOST_UNTIL_NORMAL_S = 5.0
 N_CLIENTS = 8
 N_TINY = 15  # clients beside the odd record: with it they are a batch of 16
 N_REVIEWED = 20  # cases on the review page
+REVIEWED_WITHIN_S = 300
 LOOK_S = 0.1
 ALIVE_EVERY_S = 0.02
 HELD_BYTES = 4 * 2**20
@@ -46,6 +49,7 @@ N_MANY_BODIES = 20  # each
 N_SLOW_HEADS = 50
 N_CROSS_SITE = 130
 N_BACKSLASHES = 400
+SHOWN = "a steward is shown a case"
 
 
 @dataclass
@@ -67,6 +71,16 @@ def main():
     task = verdict_task(args.task)
     cases = [row["input"] for row in task_part(task, "synthetic", "rows")(2_000, 1)]
     quiet_libraries()
+    with locks.only_writer(args.out):
+        found = measured(args, task, cases)
+        write_manifest(args.out, clock, attacks=found, seconds=args.seconds, model=task.shipped)
+    print(f"\n{table(found)}\n\nin {args.out}")
+    if wrong := [problem for one in found for problem in problems(one)]:
+        raise WorkFailed("; ".join(wrong))
+
+
+def measured(args, task, cases):
+    """What each attack cost."""
     found = []
     with served(args, cases) as (port, process), pool() as processes:
         target = Target(port, task.hook("service", "ROUTE", "/answer"), cases, args.seconds)
@@ -74,10 +88,7 @@ def main():
         for name in args.only or ATTACKS:
             found.append(beside(name, target, process, processes))
             print(row_of(found[-1]), flush=True)
-    write_manifest(args.out, clock, attacks=found, seconds=args.seconds, model=task.shipped)
-    print(f"\n{table(found)}\n\nin {args.out}")
-    if wrong := [problem for one in found for problem in problems(one)]:
-        raise WorkFailed("; ".join(wrong))
+    return found
 
 
 def parse_args():
@@ -109,7 +120,8 @@ def served(args, cases):
 @contextlib.contextmanager
 def pool():
     """Processes for attackers, for clients, and for who asks whether the service is alive."""
-    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as processes:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(3, context, initializer=interruption.leave_to_parent) as processes:
         # A process is started when there is work for it, and begins with seconds of imports.
         for ready in [processes.submit(time.sleep, 2) for _ in range(3)]:
             ready.result()
@@ -119,13 +131,18 @@ def pool():
 def until_reviewed(target):
     """Wait until the model has answered what is to be reviewed, as it does while nobody asks."""
     client = target.client()
-    while True:
+    until = time.monotonic() + REVIEWED_WITHIN_S
+    while time.monotonic() < until:
         client.request("GET", "/review/statistics")
         response = client.getresponse()
         body = json.loads(response.read())
         if response.status == 200 and body["progress"]["answered"] >= N_REVIEWED:
             return
         time.sleep(0.5)
+    raise WorkFailed(
+        f"the model had not answered {N_REVIEWED} cases for the review within {REVIEWED_WITHIN_S} s; the service's "
+        "lines in the .log beside --out say why"
+    )
 
 
 # ---- one attack, and what it costs
@@ -383,7 +400,7 @@ def cross_site(target):
     client = target.client()
     client.request("POST", "/review/next", '{"reviewer": "steward"}', {"content-type": "application/json"})
     card = json.loads(client.getresponse().read()).get("card")
-    return counted(found) | {"a steward is shown a case": card is not None}
+    return counted(found) | {SHOWN: card is not None}
 
 
 ATTACKS = {
@@ -430,11 +447,19 @@ def table(found):
 
 
 def problems(one):
-    """In what an attack cost more than it may."""
-    measured = [
+    """In what an attack cost more than it may, and who was not served."""
+    costs = [
         ("healthz p99 ms", one["beside"]["healthz_p99_ms"], MOST_ALIVE_P99_MS),
         ("MiB above rest", one["memory_above_rest_mib"], MOST_MEMORY_MIB),
         ("times the p95 in peace", one["p95_times"], MOST_TIMES_P95),
         ("seconds until normal", one["until_normal_s"], MOST_UNTIL_NORMAL_S),
     ]
-    return [f"{one['attack']}: {value} {words}, at most {most}" for words, value, most in measured if value > most]
+    found = [f"{value} {words}, at most {most}" for words, value, most in costs if value > most]
+    # A refusal is fast: the times alone would call a service that refuses everybody a good one.
+    for when in ("peace", "beside"):
+        if others := {status: n for status, n in one[when]["statuses"].items() if status != "200"}:
+            refused = ", ".join(f"{status}: {n}" for status, n in others.items())
+            found.append(f"of {one[when]['n']} ordinary requests ({when}) some had no answer, {refused}")
+    if not one["beside"]["attack_saw"].get(SHOWN, True):
+        found.append("a steward was shown no case")
+    return [f"{one['attack']}: {words}" for words in found]

@@ -4,12 +4,14 @@ was refused, an answer that nobody takes, and how many connections there are.
 uvicorn's protocol has no such bounds: a head could be endless, and a client that reads nothing could stay for ever.
 """
 
+import collections
 import functools
 import json
 import socket
 import sys
 import time
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.bodies import json_bytes
@@ -19,10 +21,12 @@ LOOK_S = 0.25  # how often a connection is looked at
 DRAINED_EVERY_S = 0.05  # a part of a refused body, some 256 KiB, is read and forgotten
 LAST_S = 2.0  # while the service ends, nobody waits longer for a client that takes nothing
 KEPT_ALIVE_S = 30
+MOST_BEHIND = 8  # requests that wait on a connection behind the one that is being answered
 SEND_BUFFER = 131_072  # bytes; the system's own grows to megabytes, and hides that a client takes nothing
 REQUEST_LINE = len(" ") + len(" HTTP/1.1\r\n")  # what stands around method and target
 HEADER_LINE = len(": \r\n")
 NOT_DRAINED = "more of a refused body came than is read"
+TOO_MANY_BEHIND = f"more than {MOST_BEHIND} requests came behind one that is being answered"
 BLANK_LINE = len("\r\n")
 
 
@@ -38,8 +42,8 @@ def options(settings):
     }
 
 
-class TooLarge(Exception):
-    """A request's head, or what is left of a refused body, is larger than allowed."""
+class TooMuch(Exception):
+    """A request's head, what is left of a refused body, or what waits behind a request is more than allowed."""
 
 
 class Counted:
@@ -68,10 +72,23 @@ class Counted:
         return self.n_written - self.transport.get_write_buffer_size()
 
 
+class Flow(FlowControl):
+    """Of a connection on which a request waits for its turn nothing more is read."""
+
+    def __init__(self, connection):
+        super().__init__(connection.transport)
+        self.connection = connection
+
+    def resume_reading(self):
+        if not self.connection.pipeline:
+            super().resume_reading()
+
+
 class Connection(HttpToolsProtocol):
     def __init__(self, limits, **options):
         super().__init__(**options)
         self.limits = limits
+        self.unanswered = collections.deque()  # requests without a whole answer, the one that is answered first
         self.head_since = None  # since when a head is awaited; None while there is nothing to wait for
         self.n_head = 0  # bytes of the head that were read
         self.n_pending = 0  # bytes that came since it began, as long as it is not whole
@@ -88,6 +105,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport):
         super().connection_made(Counted(transport, self))
+        self.flow = Flow(self)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.head_since = self.taken_at = self.loop.time()
         self.timer = self.loop.call_later(LOOK_S, self.look)
@@ -96,6 +114,11 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc):
         self.timer.cancel()
+        # uvicorn tells the request that came last, which may wait behind the one that is being answered.
+        for cycle in self.unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def end(self):
@@ -105,9 +128,13 @@ class Connection(HttpToolsProtocol):
         raw = self.transport.transport
         if self.is_ending or raw.is_closing():
             return
-        if self.is_read:
+        if self.is_read and not self.pipeline:
             raw.close()
             return
+        # Behind the last answer no other request is read.
+        self.is_deaf = self.is_deaf or bool(self.pipeline) or self.head_since is not None
+        self.pipeline.clear()
+        self.head_since = None
         self.is_ending = True
         raw.write_eof()
         self.flow.resume_reading()
@@ -132,18 +159,24 @@ class Connection(HttpToolsProtocol):
                 self.cut(NOT_DRAINED)
             self.rest()
             return
-        if self.is_idle() and self.is_read and self.head_since is None:
-            self.head_since = self.loop.time()
-        was_pending = self.head_since is not None
+        if self.is_idle() and self.is_read:
+            self.await_head()
+        self.n_pending += len(data)
         super().data_received(data)
         # The parser says nothing of a header before it is whole.
-        if self.head_since is not None and was_pending:
-            self.n_pending += len(data)
-            if self.n_pending > self.limits.most_head_bytes:
-                self.refuse_head()
+        if self.head_since is not None and self.n_pending > self.limits.most_head_bytes:
+            self.refuse_head()
+
+    def await_head(self):
+        """From here on bytes and seconds are a head's, if they are not already."""
+        if self.head_since is None:
+            self.head_since = self.loop.time()
+            self.n_pending = 0
 
     def on_message_begin(self):
         super().on_message_begin()
+        # It may begin behind a request that is still being answered.
+        self.await_head()
         self.is_read = False
         self.n_head = 0
         self.n_drained = 0
@@ -159,20 +192,26 @@ class Connection(HttpToolsProtocol):
     def count(self, n):
         self.n_head += n
         if self.n_head > self.limits.most_head_bytes:
-            raise TooLarge
+            raise TooMuch
 
     def on_headers_complete(self):
         self.count(len(self.parser.get_method()) + REQUEST_LINE + BLANK_LINE)
         self.head_since = None
-        self.n_pending = 0
         super().on_headers_complete()
+        self.unanswered.append(self.cycle)
+        if len(self.pipeline) > MOST_BEHIND:
+            raise TooMuch
+
+    def on_response_complete(self):
+        self.unanswered.popleft()
+        super().on_response_complete()
 
     def on_body(self, body):
         super().on_body(body)
         if self.cycle.response_complete:
             self.n_drained += len(body)
             if self.n_drained > self.limits.most_drained_bytes:
-                raise TooLarge
+                raise TooMuch
             self.rest()
 
     def rest(self):
@@ -196,6 +235,8 @@ class Connection(HttpToolsProtocol):
             self.cut(NOT_DRAINED)
         elif self.is_ending:
             self.transport.abort()
+        elif len(self.pipeline) > MOST_BEHIND:
+            self.cut(TOO_MANY_BEHIND)
         elif self.n_head > self.limits.most_head_bytes:
             self.refuse_head()
         else:
@@ -230,6 +271,9 @@ class Connection(HttpToolsProtocol):
         """Whether the client takes, or sends, what it should."""
         now = self.loop.time()
         self.timer = self.loop.call_later(LOOK_S, self.look)
+        if self.head_since is not None and self.flow.read_paused:
+            # What is not read cannot come.
+            self.head_since = now
         if self.takes_nothing(now):
             self.cut("nothing was taken of an answer")
         elif self.head_since is not None and now - self.head_since > self.limits.head_within_s:
@@ -247,8 +291,9 @@ class Connection(HttpToolsProtocol):
         return now - self.taken_at > within_s
 
     def is_left_unread(self, now):
-        """Whether the rest of a request that has its answer does not come."""
-        if not (self.is_idle() and not self.is_read and self.head_since is None):
+        """Whether the rest of a request that has its answer does not come, or more comes behind the last one."""
+        is_answered = self.is_idle() and not self.is_read and self.head_since is None
+        if not (self.is_ending or is_answered):
             self.unread_since = None
             return False
         self.unread_since = self.unread_since or now

@@ -18,6 +18,7 @@ import serve
 from common import ROOT, UserError
 from service.queue import Waiting, together
 from service.settings import BOUNDS, CUT, Limits, limits_of, variable_of
+from support import disks
 from support.pipeline import exit_code
 from support.serving import PAIR, Model, running
 
@@ -346,6 +347,72 @@ def test_a_batch_that_is_given_up_leaves_its_place(served, leaves):
     assert found == 200
 
 
+HEALTHZ = head("/healthz", method="GET")
+BEHIND = {
+    "a header without end": [b"GET /healthz HTTP/1.1\r\nx: ", *[b"x" * 65_536] * 100],
+    "a head that does not go on": [b"GET /healthz HTTP/1.1\r\nx: "],
+    "many requests": [HEALTHZ * 1_000],
+}
+
+
+@contextlib.contextmanager
+def hanging(served, *behind, **bounds):
+    """(a client, a connection whose first request waits for the model, with what was sent behind it; the model)"""
+    model = Model()
+    model.gate.clear()
+    client = served(model, **bounds)
+    body = json.dumps(PAIR).encode()
+    try:
+        # In one piece: what is behind comes with what is before.
+        with connected(client, head(n_body=len(body)) + body + b"".join(behind[:1])) as one:
+            with contextlib.suppress(ConnectionError):
+                for part in behind[1:]:
+                    one.sendall(part)
+            yield client, one, model
+    finally:
+        model.gate.set()
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_comes_behind_a_request_that_is_being_answered_is_bounded(served, name):
+    before = n_cut(served())
+    with hanging(served, *BEHIND[name], head_within_s=0.4) as (client, one, _):
+        one.settimeout(4)
+        with contextlib.suppress(TimeoutError):
+            assert status(one) == CUT
+        assert n_cut(client) == before + 1
+        until_in_flight(client, 0)
+
+
+def test_a_few_requests_behind_one_wait_for_their_turn(served):
+    """Longer than a head may take: what is not read yet cannot have come."""
+    more = [HEALTHZ * 3 + HEALTHZ[:20]]
+    with hanging(served, *more, head_within_s=0.4) as (_, one, model):
+        time.sleep(0.8)
+        model.gate.set()
+        one.sendall(HEALTHZ[20:])
+        said = b""
+        while said.count(b"HTTP/1.1 200") < 5:
+            part = one.recv(65_536)
+            assert part, said
+            said += part
+
+
+def test_a_head_behind_the_last_answer_does_not_hold_up_the_end(monkeypatch):
+    model = Model()
+    model.gate.clear()
+    body = json.dumps(PAIR).encode()
+    with running(model, monkeypatch, limits=Limits(drained_within_s=0.4)) as client:
+        stack = contextlib.ExitStack()
+        one = stack.enter_context(connected(client, head(n_body=len(body)) + body + HEALTHZ[:20]))
+        until_in_flight(client, 1)
+        threading.Timer(0.5, model.gate.set).start()
+        start = time.monotonic()
+    assert time.monotonic() - start < 9
+    with stack:
+        assert status(one) == 200
+
+
 MANY = {
     "empty lists": (b"[" + b"[]," * 600_000 + b"[]]", JSON, 413),
     "numbers": (b"[" + b"1," * 600_000 + b"1]", JSON, 413),
@@ -483,11 +550,26 @@ def test_a_long_one_gives_way_until_its_patience_is_over():
 
 def test_a_second_service_on_the_same_decisions_says_who_has_them(tmp_path, capsys):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n", encoding="utf-8")
-    with locks.only_writer(tmp_path / "reviews"):
+    with locks.only_writer(tmp_path / "reviews/service"):
         words = ("--review", tmp_path / "pairs.jsonl", "--reviews", tmp_path / "reviews")
         assert exit_code(serve, *words) == 1
     said = capsys.readouterr().err
-    assert "reviews is being written by process" in said and "Traceback" not in said
+    assert "reviews/service is being written by process" in said and "Traceback" not in said
+
+
+def test_decisions_on_a_volume_need_no_folder_around_them_that_can_be_written(tmp_path, monkeypatch, capsys):
+    """As in the image, where nobody may write beside the folder; two containers share the volume and nothing else."""
+    monkeypatch.setattr(serve, "serve", lambda *_: None)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n", encoding="utf-8")
+    with disks.small_disk(tmp_path / "image", "64k") as image, disks.small_disk(image / "reviews", "64k") as volume:
+        words = ("--review", tmp_path / "pairs.jsonl", "--reviews", volume)
+        disks.make(image, "ro")
+        assert exit_code(serve, *words) == 0
+        capsys.readouterr()
+        disks.make(volume, "ro")
+        assert exit_code(serve, *words) == 1
+        said = capsys.readouterr().err
+    assert "reviews: Read-only file system" in said and said.count("\n") == 1
 
 
 def test_a_wrong_review_file_is_the_users(tmp_path, capsys):

@@ -14,9 +14,10 @@ import time
 
 import pytest
 
+import locks
 import review_export
 import review_verify
-from common import ROOT
+from common import ROOT, WorkFailed
 from service.review import chain, decisions
 from support import disks, tampering
 from support.pipeline import exit_code
@@ -368,6 +369,21 @@ def test_of_accepted_pairs_a_share_can_be_taken_and_corrections_always_are(book,
     book.add(corrected(99))
     code, rows, preferences, told = exported("--accepted_share", "0.3")
     assert code == 0 and 4 <= len(rows) - 1 <= 22 and len(preferences) == 1 and "accepted, not drawn" in told
+
+
+def test_a_second_export_cannot_come_between_the_rows_and_their_manifest(book, exported, tmp_path, monkeypatch):
+    book.add(decision(1))
+    write = review_export.write_manifest
+    refused = []
+
+    def beside_another(path, *args, **facts):
+        with pytest.raises(WorkFailed) as error, locks.only_writer(tmp_path / "out/training_rows.jsonl"):
+            pass
+        refused.append(error)
+        write(path, *args, **facts)
+
+    monkeypatch.setattr(review_export, "write_manifest", beside_another)
+    assert exported()[0] == 0 and len(refused) == 1
 
 
 def test_an_export_without_space_is_one_sentence_and_leaves_the_earlier_one(book, tmp_path, capsys):

@@ -245,6 +245,16 @@ def test_simultaneous_asks_of_two_services_never_show_one_pair_twice(served, tmp
     assert len({card["pair"] for card in cards}) == 20
 
 
+@pytest.mark.parametrize("most", [2, 4, 10])
+def test_none_is_given_up_before_there_are_too_many(tmp_path, most):
+    leases = Leases(tmp_path / "leases.json", most)
+    given = [f"pair {at}" for at in range(most + 2)]
+    for n, pair in enumerate(given, 1):
+        leases.give(pair, "kim")
+        time.sleep(0.001)
+        assert leases.of_others("lee") == set(given[max(0, n - most) : n])
+
+
 def test_a_reviewer_keeps_so_many_pairs_from_the_others_and_no_more(tmp_path, monkeypatch):
     leases = Leases(tmp_path / "leases.json", 2)
     for at in range(5):

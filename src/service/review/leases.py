@@ -28,7 +28,7 @@ class Leases:
         """Keep a case for a reviewer, who gives up the earliest of too many."""
         leases = {one: lease for one, lease in self._all().items() if one != pair}
         own = sorted((until, one) for one, (holder, until) in leases.items() if holder == reviewer)
-        for _, one in own[: len(own) + 1 - self.most]:
+        for _, one in own[: max(0, len(own) + 1 - self.most)]:
             del leases[one]
         leases[pair] = (reviewer, time.time() + LEASE_S)
         self._write(leases)
