@@ -96,7 +96,9 @@ endif
 ## make ask-<model>       the same of a trained model
 ## PAIRS        cases to ask about, one a line
 PAIRS ?= $(firstword $(wildcard $(T)/sample_pairs.jsonl $(T)/sample.jsonl))
-ASK = $(PYTHON) src/ask.py --pairs $(PAIRS) $(TASK_FLAG)
+## OUT          file for the answers of make ask; it keeps each as it comes, and a run that was stopped goes on
+OUT ?=
+ASK = $(PYTHON) src/ask.py --pairs "$(PAIRS)" $(if $(OUT),--out "$(OUT)") $(TASK_FLAG)
 .PHONY: ask $(MODELS:%=ask-%)
 ask: $(ENV)
 	@$(ASK)
@@ -120,8 +122,8 @@ SENTENCES := $(or $(REASONS),$(filter-out keep,$(call BEFORE,reasons)))
 .PHONY: prep
 prep: $(D)/processed/manifest.json
 	@echo "prompts are ready in $(D)/processed"
-$(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.* $(SOURCE)) | $(ENV)
-	$(PYTHON) $< --in $(SOURCE) --out $(D) $(if $(ROWS),--rows $(ROWS)) $(if $(SENTENCES),--reasons $(SENTENCES)) $(READ) $(AGAIN) $(TASK_FLAG)
+$(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.*) $(if $(word 2,$(SOURCE)),,$(wildcard $(SOURCE))) | $(ENV)
+	$(PYTHON) $< --in "$(SOURCE)" --out $(D) $(if $(ROWS),--rows $(ROWS)) $(if $(SENTENCES),--reasons $(SENTENCES)) $(READ) $(AGAIN) $(TASK_FLAG)
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md $(wildcard src/tasks/*.py) $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(AGAIN) $(TASK_FLAG)
 
@@ -189,7 +191,7 @@ KEYS ?=
 ## ENGINE_ARGS  more arguments for the server that BACKEND= starts
 ENGINE_ARGS ?=
 SERVE = $(PYTHON) src/serve.py --host $(HOST) --port $(PORT) --workers $(WORKERS) --backend $(BACKEND) --reviews $(REVIEWS) \
-	$(if $(REVIEW),--review $(REVIEW)) $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(if $(ENGINE_ARGS),--engine_args="$(ENGINE_ARGS)") $(TASK_FLAG)
+	$(if $(REVIEW),--review "$(REVIEW)") $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(if $(ENGINE_ARGS),--engine_args="$(ENGINE_ARGS)") $(TASK_FLAG)
 .PHONY: serve $(MODELS:%=serve-%)
 serve: $(ENV)
 	$(SERVE)

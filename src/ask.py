@@ -34,6 +34,8 @@ from scoring import asking
 from tasks import DEFAULT, load_task
 from tasks import facts as task_facts
 
+MANY = 32  # cases that take long enough to be stopped
+
 
 def main():
     args = parse_args()
@@ -54,6 +56,8 @@ def answer(args, task, cases):
     with asking.journal_of(args.out, args.out and name_of_the_work(args, task, conversations)) as journal:
         if journal:
             journal.report()
+        elif len(cases) > MANY:
+            print("the answers come at the end; --out <file> keeps each as it comes", file=sys.stderr, flush=True)
         engine = load_engine(args.backend).load(args.model_path, task, model_config(args, task))
         ask = verdicts if args.verdicts else answered
         found = [named | one for (named, _), one in zip(cases, ask(engine, task, conversations, journal), strict=True)]

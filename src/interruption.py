@@ -50,6 +50,17 @@ def listen():
             signal.signal(number, _signalled)
 
 
+def _without_traceback(kind, error, trace):
+    """What a program says of an error that nobody caught; one line where Ctrl-C came while it was still starting."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(report(error), file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _without_traceback
+
+
 def leave_to_parent():
     """For a worker process: Ctrl-C reaches the whole group, and the process that started this one ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -86,14 +86,14 @@ def _is_still(path, file):
 def _sign(file):
     """Say who holds it; on a full disk the lock holds all the same."""
     with contextlib.suppress(OSError):
-        file.truncate(0)
         holder = {
             "pid": os.getpid(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "command": interruption.typed(),
         }
-        file.write(json.dumps(holder))
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        # Past the file's buffer: what does not fit on the disk must not come up again when it is closed.
+        os.write(file.fileno(), json.dumps(holder).encode())
 
 
 def _refusal(file, place):

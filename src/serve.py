@@ -14,6 +14,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+import interruption
 import locks
 from common import ROOT, UserError, WorkFailed, existing_file, quiet_libraries, run
 from constrained_decode import engine_names, load_engine
@@ -24,7 +25,6 @@ from tasks import DEFAULT, load_task
 
 DRAINED_WITHIN_S = 60  # after SIGTERM, or as long as a request may take: a request that waits is still answered
 RANGES = {"port": (1, 65_535), "workers": (1, 1_024), "batch_size": (1, 65_536)}
-MADE = {"port": "PORT", "workers": "WORKERS"}  # the Makefile's names of options
 NOT_STARTED = "the service did not start; the lines above say why"
 
 
@@ -36,7 +36,7 @@ def main():
     model_settings(settings, task)
     quiet_libraries()
     settings.store()
-    with only_service(settings):
+    with only_service(settings), interruption.keeping(lambda: "every request that was taken in has been answered"):
         serve(settings, task)
 
 
@@ -142,12 +142,7 @@ def check_numbers(args):
     for name, (least, most) in RANGES.items():
         given = getattr(args, name)
         if given is not None:
-            setattr(args, name, number(shown(name), given, int, least, most))
-
-
-def shown(name):
-    """An option as a user knows it, who may have called make."""
-    return f"--{name} (make: {MADE[name]}=)" if name in MADE else f"--{name}"
+            setattr(args, name, number(f"--{name}", given, int, least, most))
 
 
 def check_engine(args, task):
@@ -191,9 +186,7 @@ def check_port(settings):
         try:
             tried.bind((settings.host, settings.port))
         except OSError as error:
-            raise UserError(
-                f"{settings.host}:{settings.port}: {error.strerror}; choose another {shown('port')}"
-            ) from None
+            raise UserError(f"{settings.host}:{settings.port}: {error.strerror}; choose another --port") from None
 
 
 def serve(settings, task):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import interruption
 import locks
-from common import existing_file, quiet_libraries, read_json, run, sha256_file
+from common import UserError, existing_file, quiet_libraries, read_json, run, sha256_file
 from config import load_config
 from language_model import hub, model_folder
 from manifest import SRC, Clock, fingerprint
@@ -52,6 +52,9 @@ def train_and_merge(args, config, task, model):
     if args.force or not finished(lora, trained_from):
         from training import fine_tuning
 
+        if (lora / "manifest.json").is_file():
+            made_by = read_json(lora / "manifest.json").get("command")
+            say(f"{lora} was made from other settings, rows or code ({made_by}): it is trained anew")
         fine_tuning.train(args, config, task, lora, trained_from, clock)
     else:
         say(f"{lora} is up to date: only the merge runs")
@@ -98,9 +101,16 @@ def training_fingerprint(args, config, task):
 
 
 def finished(folder, name):
-    """Whether a folder holds the result of this fingerprint."""
+    """Whether a folder holds the result of this fingerprint, undamaged."""
     manifest = folder / "manifest.json"
-    return manifest.is_file() and read_json(manifest).get("fingerprint") == name
+    if not manifest.is_file() or read_json(manifest).get("fingerprint") != name:
+        return False
+    try:
+        model_folder.check_weights(folder)
+    except UserError as error:
+        say(f"{error}: it is made again now")
+        return False
+    return True
 
 
 if __name__ == "__main__":

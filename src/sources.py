@@ -126,9 +126,11 @@ def from_tables(reader, args, task, files, part):
     try:
         read = reader.rows(args, task, files)
     except UserError as error:
-        if interruption.TYPED not in os.environ:
+        if interruption.TYPED not in os.environ or "--" not in str(error):
             raise
-        raise UserError(f'{error}\nWith make, options of a table go into READ=, as in READ="--drop score"') from error
+        raise UserError(
+            f"{error}\nWith make, options of a table go into READ=, as in READ='--drop \"my notes\"'"
+        ) from error
     with written_whole(part) as file:
         for row in read.rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

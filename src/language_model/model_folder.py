@@ -56,8 +56,8 @@ def check_weights(folder):
     if expected and weights_sha256(folder) != expected:
         names = ", ".join(file.name for file in weight_files(folder))
         raise UserError(
-            f"{folder}/{names}: not the weights that manifest.json names; they are damaged or another model's, copy "
-            "the folder again or make it again"
+            f"{folder}/{names}: not the weights that manifest.json names; they are damaged or another model's; copy "
+            "the folder again, or make it again with the step that made it"
         )
 
 

@@ -21,6 +21,7 @@ def add_options(parser):
     group.add_argument(
         "--labels",
         nargs="+",
+        action="extend",
         default=[],
         metavar="VALUE=LABEL",
         help=f"what its values mean: ja=DUPLICATE nein=NO_MATCH; {SKIP} leaves such rows out",
@@ -121,7 +122,7 @@ def name_rows(found, lines, pairs, roles, args):
     # With --pairs, --id_column names a record in its own table.
     if roles["id"] and roles["id"] == args.id_column and not args.pairs:
         raise UserError(
-            listed(faults, "ids", "an id names one row; name another column with --id_column, or correct these lines")
+            listed(faults, "id", "an id names one row; name another column with --id_column, or correct these lines")
         )
     why = "some repeat" if all(first) else "some are empty"
     for row in found:
@@ -136,7 +137,7 @@ def name_rows(found, lines, pairs, roles, args):
 def refuse_empty(found, lines, name):
     empty = [f"{name}:{line}: both records are empty" for row, line in zip(found, lines, strict=True) if is_empty(row)]
     if empty:
-        raise UserError(listed(empty, "pairs", "fill them or take these lines out"))
+        raise UserError(listed(empty, "pair", "fill them or take these lines out"))
 
 
 def is_empty(row):

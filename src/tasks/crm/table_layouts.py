@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 import tables
-from common import UserError
+from common import UserError, counted
 from tasks.crm.public_formats import MISSING, PAIR_COLUMNS
 
 # How others name the two records in a column's name, before or behind the field's own name.
@@ -53,7 +53,7 @@ def letters(name):
 
 def listed(faults, what, advice):
     more = [f"and {len(faults) - MOST_NAMED:,} more"] if len(faults) > MOST_NAMED else []
-    return "\n".join([*faults[:MOST_NAMED], *more, f"{len(faults):,} {what} cannot be read; {advice}"])
+    return "\n".join([*faults[:MOST_NAMED], *more, f"{counted(len(faults), what)} cannot be read; {advice}"])
 
 
 # ---- both records in one table
@@ -203,7 +203,7 @@ def refuse_lost(pairs, pair, sides, records):
         if row[column].strip() not in records[name]
     ]
     if lost:
-        raise UserError(listed(lost, "ids", "check --pair_columns and --id_column, or take these lines out"))
+        raise UserError(listed(lost, "id", "check --pair_columns and --id_column, or take these lines out"))
 
 
 def records_of(table, args):
@@ -218,7 +218,7 @@ def records_of(table, args):
             faults.append(f"{table.name}:{line}: {column} {key!r} {'stands twice' if key else 'is empty'}")
         found[key] = fields_of(row, names)
     if faults:
-        raise UserError(listed(faults, "ids", "an id names one record; name another column with --id_column"))
+        raise UserError(listed(faults, "id", "an id names one record; name another column with --id_column"))
     return found
 
 

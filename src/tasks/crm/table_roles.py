@@ -63,9 +63,13 @@ def label_column(pairs, free):
         return likely[0]
     which = "several columns may be the label" if likely else "no column is named as a label is"
     shown = [f"  {column!r} holds {values_of(pairs, column, 4)}" for column in likely or free]
+    advice = "; make ask PAIRS= answers pairs without labels" if not likely else ""
     raise UserError(
         "\n".join(
-            [f"{pairs.name}: {which}; name it with --label_column:", *(shown or ["  every column is a record's"])]
+            [
+                f"{pairs.name}: {which}; name it with --label_column{advice}:",
+                *(shown or ["  every column is a record's"]),
+            ]
         )
     )
 
@@ -125,13 +129,16 @@ def refuse_unknown(unknown, counts, pairs, column):
     faults = [
         f"{pairs.name}:{first[value]}: {column} {value!r}, in {counted(counts[value], 'row')}" for value in unknown
     ]
-    example = " ".join(shell_word(f"{value}={SKIP}") for value in unknown[:3])
+    # A value that looks like an option goes behind a sign of equality.
+    dashed = [shell_word(f"--labels={value}={SKIP}") for value in unknown if value.startswith("-")]
+    plain = [shell_word(f"{value}={SKIP}") for value in unknown if not value.startswith("-")]
+    example = " ".join([*(["--labels", *plain] if plain else []), *dashed])
     raise UserError(
         listed(
             faults,
-            "labels",
+            "label",
             f"say what each means with --labels VALUE=LABEL ({', '.join(LABEL_WORDS)}), or leave such rows out: "
-            f"--labels {example}",
+            f"{example}",
         )
     )
 
