@@ -4,9 +4,12 @@ import os
 
 # Two workers share two cores: threads of PyTorch's that wait for one another cost more than they bring.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Run by make, steps would speak of make's variables.
+os.environ.pop("STEWARD_TYPED", None)
 # Files that take minutes, longest first: begun last, one would run on while the other worker has nothing to do.
 LONGEST = (
     "test_training",
+    "test_robustness",
     "test_makefile",
     "test_guarantee",
     "test_demo",
@@ -15,6 +18,8 @@ LONGEST = (
     "test_readme",
     "test_contract",
     "test_pretrain",
+    "test_own_table",
+    "test_review",
     "test_baseline",
     "test_adaptation",
     "test_bad_input",
