@@ -1,11 +1,15 @@
 """What holds for every test, before anything heavy is imported."""
 
 import os
+import signal
 
 # Two workers share two cores: threads of PyTorch's that wait for one another cost more than they bring.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Run by make, steps would speak of make's variables.
 os.environ.pop("STEWARD_TYPED", None)
+# Started in the background, the tests would hand an ignored Ctrl-C on to the steps that they stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Files that take minutes, longest first: begun last, one would run on while the other worker has nothing to do.
 LONGEST = (
     "test_training",
