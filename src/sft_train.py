@@ -42,7 +42,7 @@ def train_and_merge(args, config, task, model):
     merged = model.with_name(f"{model.name}-merged")
     trained_from = training_fingerprint(args, config, task)
     merged_from = fingerprint([trained_from, dataclasses.asdict(config.merge)], MERGING)
-    if not args.force and finished(merged, merged_from):
+    if not args.force and finished(merged, merged_from) and undamaged(merged):
         say(f"{merged} is up to date: same config, prompts, base model and code (--force trains again)")
         os.utime(merged / "manifest.json")
         return
@@ -101,14 +101,17 @@ def training_fingerprint(args, config, task):
 
 
 def finished(folder, name):
-    """Whether a folder holds the result of this fingerprint, undamaged."""
+    """Whether a folder holds the result of this fingerprint."""
     manifest = folder / "manifest.json"
-    if not manifest.is_file() or read_json(manifest).get("fingerprint") != name:
-        return False
+    return manifest.is_file() and read_json(manifest).get("fingerprint") == name
+
+
+def undamaged(merged):
+    """Whether a merged model has the weights that were written; damaged ones are made again, for a merge is cheap."""
     try:
-        model_folder.check_weights(folder)
-    except UserError as error:
-        say(f"{error}: it is made again now")
+        model_folder.check_weights(merged)
+    except UserError:
+        say(f"{merged}: the weights are damaged, and are made again from the adapter")
         return False
     return True
 

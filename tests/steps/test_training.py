@@ -158,6 +158,17 @@ def test_a_merged_model_or_an_adapter_with_one_bit_flipped_is_not_loaded(uninter
     assert manifest(project, "flipped")["merge"]["dtype"] != "bfloat16", "nothing was merged from a damaged adapter"
 
 
+def test_a_damaged_merged_model_is_made_again_from_its_adapter(uninterrupted):
+    project = uninterrupted
+    shutil.copytree(project / "whole", project / "damaged")
+    weights = project / "damaged" / "standin-merged" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    output = done(*train(project, "damaged"), cwd=project)
+    assert "the weights are damaged, and are made again" in output and "only the merge runs" in output
+    assert weights.read_bytes() == whole
+
+
 def test_the_best_checkpoint_is_the_one_that_decides_best(uninterrupted):
     training = manifest(uninterrupted, "whole")["training"]
     scores = training["val_macro_f1_by_step"]
