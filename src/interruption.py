@@ -103,17 +103,17 @@ def with_group(process):
         _Stop.groups.discard(process.pid)
 
 
-class until_asked:  # noqa: N801 - used as a statement, like contextlib.suppress
+@contextlib.contextmanager
+def until_asked():
     """A block that looks at `is_asked` and ends where its work can be kept; a second signal ends it anywhere."""
-
-    def __enter__(self):
-        _Stop.may_wait = True
-
-    def __exit__(self, kind, error, trace):
+    _Stop.may_wait = True
+    try:
+        yield
+    finally:
         _Stop.may_wait = False
-        if error is None and is_asked():
-            # It came behind the last look.
-            stop_now()
+    if is_asked():
+        # It came behind the last look.
+        stop_now()
 
 
 def is_asked():
@@ -126,19 +126,13 @@ def stop_now():
     raise Interrupted(_Stop.number or signal.SIGTERM)
 
 
-class keeping:  # noqa: N801 - used as a statement, like contextlib.suppress
+@contextlib.contextmanager
+def keeping(words):
     """A block of work in which `words()` says what is kept if it is interrupted; empty where that is nothing."""
-
-    def __init__(self, words):
-        self.words = words
-
-    def __enter__(self):
-        _Stop.kept.append(self.words)
-
-    def __exit__(self, kind, error, trace):
-        # Left in place for the report where the block did not end well.
-        if error is None:
-            _Stop.kept.remove(self.words)
+    _Stop.kept.append(words)
+    yield
+    # Left in place, for the report, where the block did not end well.
+    _Stop.kept.remove(words)
 
 
 def kept():
@@ -179,8 +173,7 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.entries, n_bytes = self._found()
         self.n_found = len(self.entries)
-        self._keeping = keeping(self.words)
-        self._keeping.__enter__()
+        _Stop.kept.append(self.words)
         self.file = open(self.path, "ab", buffering=0)
         try:
             self.file.truncate(n_bytes)
@@ -236,7 +229,8 @@ class Journal:
 
     def __exit__(self, kind, error, trace):
         """A result that is whole needs its parts no more; one that is not keeps them."""
-        self._keeping.__exit__(kind, error, trace)
+        if error is None:
+            _Stop.kept.remove(self.words)
         self.file.close()
         if (error is None and self.is_whole) or not self.entries:
             self.path.unlink(missing_ok=True)

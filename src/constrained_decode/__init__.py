@@ -20,6 +20,8 @@ from pathlib import Path
 
 from common import UserError
 
+FAILED = "failed: "  # a finish_reason of a request that came to nothing begins so
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -37,6 +39,11 @@ class Answer:
     first_s: float | None = None  # from the call until the first token was known
     # of its tokens those that its opening and its verdict settle: they can be read, at no step of their own
     n_settled: int = 0
+
+    @property
+    def failure(self):
+        """Why a server gave no answer; None where it gave one."""
+        return self.finish_reason.removeprefix(FAILED) if self.finish_reason.startswith(FAILED) else None
 
 
 class Engine:
@@ -71,7 +78,7 @@ class Engine:
         return answer
 
     def check_prompt(self, messages):
-        """A UserError where the model cannot read so much."""
+        """The prompt's tokens, None where a server alone knows; a UserError where the model cannot read so much."""
 
     def is_up(self):
         """Whether it would answer at all."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 from common import UserError
-from constrained_decode import Answer, _automaton, _grammar
+from constrained_decode import FAILED, Answer, _automaton, _grammar
 
 ADDRESS = "http://localhost:8000/v1"
 CONCURRENCY = 16
@@ -224,4 +224,4 @@ def count(outcomes, is_answer, was_closed):
 def failed(failure, outcomes, seconds):
     """The Answer of a request that came to nothing: no verdict, and counted."""
     outcomes[str(failure).split(":")[0]] += 1
-    return Answer("", f"failed: {failure}", 0, 0, None, seconds, overruled=None, late=None)
+    return Answer("", f"{FAILED}{failure}", 0, 0, None, seconds, overruled=None, late=None)

@@ -233,7 +233,7 @@ class Engine(constrained_decode.Engine):
                     self.shapes.prepare([longest + self.opening], self.batch_size)
 
     def check_prompt(self, messages):
-        self._prompts([messages])
+        return len(self._prompts([messages])[0])
 
     def _prompts(self, conversations):
         prompts = self.chat.prompts_ids(conversations)

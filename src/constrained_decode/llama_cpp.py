@@ -296,7 +296,9 @@ class Engine(constrained_decode.Engine):
         }
 
     def check_prompt(self, messages):
-        self._check([self.chat.prompt_ids(messages)])
+        prompt = self.chat.prompt_ids(messages)
+        self._check([prompt])
+        return len(prompt)
 
     def _check(self, prompts):
         check_lengths(prompts, self.gen.max_new_tokens, self.model.n_positions)

@@ -190,7 +190,7 @@ class Engine(constrained_decode.Engine):
         }
 
     def check_prompt(self, messages):
-        self.reader.prompts([messages])
+        return len(self.reader.prompts([messages])[0])
 
     def answers(self, conversations, done=()):
         prompts = self.reader.prompts(conversations)
@@ -306,12 +306,12 @@ class Client(constrained_decode.Engine):
         return self.server.is_up()
 
     def check_prompt(self, messages):
-        self.reader.prompts([messages])
+        return len(self.reader.prompts([messages])[0])
 
     def check(self):
         """The worker holds answers to the grammar, also where nothing asks for one."""
         answer = self.ask([{"role": "user", "content": "Say hello."}])
-        if answer.finish_reason.startswith("failed"):
+        if answer.failure:
             raise UserError(f"{self.server.address}: {answer.finish_reason}")
         if self.closing and (answer.late or self.task.parsed(answer.text) is None):
             raise UserError(

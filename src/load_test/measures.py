@@ -47,7 +47,7 @@ def logged(task, level, id, record):
         "completion_tokens": answer.completion_tokens,
         "settled_tokens": answer.n_settled,
         "finish_reason": answer.finish_reason,
-        "failed": answer.finish_reason.startswith("failed"),
+        "failed": answer.failure is not None,
         "valid": task.parsed(answer.text) is not None,
         "overruled": answer.overruled,
         "late": answer.late,

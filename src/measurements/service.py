@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import locks
 from common import ROOT, UserError, WorkFailed, parse_json, quiet_libraries, to_json
-from constrained_decode import Answer, load_engine, openai_api
+from constrained_decode import FAILED, Answer, load_engine, openai_api
 from language_model import model_server
 from language_model.model_folder import model_config
 from load_test import clients
@@ -156,7 +156,7 @@ class Caller:
         response = self.client.post(self.route, json=case)
         seconds = time.perf_counter() - start
         if response.status_code != 200:
-            return Answer("", f"failed: status {response.status_code}", 0, 0, None, seconds)
+            return Answer("", f"{FAILED}status {response.status_code}", 0, 0, None, seconds)
         return Answer(self.answer_text(response.text), "stop", 0, 0, None, seconds)
 
     def answer_text(self, body):
@@ -213,7 +213,7 @@ def measured(asked, n_clients, n, task):
     records = asked.load.run(dealt(asked.questions, n), level)
     seconds = max(one["done_s"] for one in records) - min(one["sent_s"] for one in records)
     times = sorted(1000 * one["latency_s"] for one in records)
-    failed = [one["answer"].finish_reason for one in records if one["answer"].finish_reason.startswith("failed")]
+    failed = [one["answer"].failure for one in records if one["answer"].failure]
     n_valid = sum(task.parsed(one["answer"].text) is not None for one in records)
     return {
         "n": n,
@@ -239,8 +239,7 @@ def overloaded(args, service, process, levels, task):
     records = load.run(dealt(service.questions, n), clients.Level("open", n, rate=rate))
     statuses = {}
     for one in records:
-        reason = one["answer"].finish_reason
-        name = "200" if reason == "stop" else reason.removeprefix("failed: status ")
+        name = (one["answer"].failure or "200").removeprefix("status ")
         statuses[name] = statuses.get(name, 0) + 1
     again = Caller(service.address, task).ask(service.questions[0])
     load.close()

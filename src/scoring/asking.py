@@ -7,8 +7,6 @@ from common import UserError, progress
 from constrained_decode import Answer
 from interruption import Journal
 
-FAILED = "failed: "
-
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
@@ -90,9 +88,8 @@ def unreadable(engine, conversations):
 
 def refused_by_server(result):
     """The Refusal in an Answer that says that the request came to nothing; None where it is an answer."""
-    if isinstance(result, Answer) and result.finish_reason.startswith(FAILED):
-        return Refusal(result.finish_reason.removeprefix(FAILED), again=True)
-    return None
+    is_refused = isinstance(result, Answer) and result.failure
+    return Refusal(result.failure, again=True) if is_refused else None
 
 
 def n_to_ask_again(results):

@@ -16,7 +16,7 @@ from common import (
     to_json,
     written_whole,
 )
-from constrained_decode import Answer, engine_names, load_engine
+from constrained_decode import FAILED, Answer, engine_names, load_engine
 from language_model.model_folder import model_config, model_identity, served_config
 from manifest import Clock, fingerprint, write_manifest
 from rows import load_rows
@@ -174,7 +174,7 @@ def swapped_verdicts(engine, task, rows, answers, journal):
     return found
 
 
-NO_ANSWER = Answer("", "failed", 0, 0, None, 0.0, overruled=None, late=None)
+NO_ANSWER = Answer("", f"{FAILED}no answer", 0, 0, None, 0.0, overruled=None, late=None)
 
 
 def prediction(row, answer, swapped, task):

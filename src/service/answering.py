@@ -167,8 +167,8 @@ class Service:
         except Unanswered as error:
             metrics.FAILED.labels("engine").inc()
             raise Refused(502, "the model could not answer", cause=str(error)) from None
-        if reply.finish_reason.startswith("failed"):
-            raise self.failed(reply.finish_reason.split(": ")[1])
+        if reply.failure:
+            raise self.failed(reply.failure.split(": ")[0])
         metrics.MODEL_SECONDS.observe(time.monotonic() - start)
         return reply
 

@@ -53,7 +53,7 @@ class Waiting:
     patience_s: float  # for which it gives way to others where it is far longer
     loop: object
     future: object
-    n_tokens: int | None = None  # of its prompt, once it was read
+    n_tokens: int | None = None  # of its prompt, once it was read; a fourth of its letters where an engine says none
 
     def resolve(self, result):
         """Hand the result over, from a worker's thread; a request that has stopped waiting gets nothing."""
@@ -192,8 +192,8 @@ class Queue:
         for one in seen:
             try:
                 if one.n_tokens is None:
-                    self.engine.check_prompt(one.messages)
-                    one.n_tokens = length_of(one.messages, self.engine.chat)
+                    n_tokens = self.engine.check_prompt(one.messages)
+                    one.n_tokens = n_letters(one.messages) // 4 if n_tokens is None else n_tokens
                 fitting.append(one)
             except Exception as error:
                 one.resolve(refusal(error))
@@ -211,11 +211,8 @@ def refusal(error):
     return TooLong(str(error)) if isinstance(error, UserError) else Unanswered(place_of(error))
 
 
-def length_of(messages, chat):
-    """Tokens of a prompt; of an engine that does not say how it renders one, a fourth of its letters."""
-    if chat is None:
-        return sum(len(message["content"]) for message in messages) // 4
-    return len(chat.prompts_ids([messages])[0])
+def n_letters(messages):
+    return sum(len(message["content"]) for message in messages)
 
 
 def together(waiting, most):
