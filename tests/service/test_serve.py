@@ -717,7 +717,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_service_with_a_message(tmp_path,
         file.seek(5_000_000)
         file.write(b"damaged!")
     with process("--model_path", tmp_path / "m", "--workers", n_workers) as (one, _):
-        assert one.wait(60) == 1
+        assert one.wait(60) == 2
         said = one.said()
         assert "damaged" in said and "the service did not start" in said and "Traceback" not in said
 
