@@ -4,7 +4,7 @@ One Chat renders a model's prompts for training, check, evaluation and service, 
 """
 
 from common import UserError, counted, read_jsonl
-from language_model.chat_template import IGNORED, encode
+from language_model.chat_template import IGNORED, encode_all
 
 
 def read_prompts(path):
@@ -29,8 +29,8 @@ def encode_rows(rows, chat, config):
     """(examples that fit, rows left out with the reason). Nothing is ever cut to fit."""
     examples = []
     left_out = []
-    for row in rows:
-        example = encode(row["prompt"], row["completion"], chat)
+    encoded = encode_all([(row["prompt"], row["completion"]) for row in rows], chat)
+    for row, example in zip(rows, encoded, strict=True):
         answer = n_answer_tokens(example)
         total = len(example["input_ids"])
         if answer > config.gen.max_new_tokens:

@@ -6,6 +6,7 @@ from common import UserError
 from language_model.hub import load_tokenizer
 
 IGNORED = -100
+ENCODED_AT_ONCE = 1000  # examples in the tokenizer's hands: enough for every core, few for the memory
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,37 @@ def pinned_template(template, variables):
 
 def encode(prompt, completion, chat):
     """input_ids and labels of one example, cut after the token that ends the answer's turn."""
-    prompt_text = chat.prompt_text(prompt)
-    full_text = chat.full_text(prompt, completion)
+    return next(encode_all([(prompt, completion)], chat))
+
+
+def encode_all(examples, chat):
+    """`encode` of every (prompt, completion), so many at once that the tokenizer uses every core."""
+    control = chat.control_ids()
+    for start in range(0, len(examples), ENCODED_AT_ONCE):
+        some = examples[start : start + ENCODED_AT_ONCE]
+        prompts = [chat.prompt_text(prompt) for prompt, _ in some]
+        wholes = [chat.full_text(*example) for example in some]
+        for prompt, whole in zip(prompts, wholes, strict=True):
+            check_beginning(prompt, whole)
+        for prompt_ids, ids in zip(chat.ids(prompts), chat.ids(wholes), strict=True):
+            yield masked(prompt_ids, ids, control)
+
+
+def check_beginning(prompt_text, full_text):
     if not full_text.startswith(prompt_text):
         raise UserError(
             "the chat template renders the prompt differently when the answer follows (a system message lost in "
-            "training, "
-            "for example); set chat.system_in_user: true in the config"
+            "training, for example); set chat.system_in_user: true in the config"
         )
-    prompt_ids = chat.ids(prompt_text)
-    ids = chat.ids(full_text)
+
+
+def masked(prompt_ids, ids, control):
+    """One example: its token ids up to the answer's end token, and labels that ignore the prompt."""
     if ids[: len(prompt_ids)] != prompt_ids:
         raise UserError(
             "the tokenizer splits the prompt differently when the answer follows, so what is trained is not what is "
-            "served; "
-            "choose a checkpoint whose template ends the prompt with a control token or a line break"
+            "served; choose a checkpoint whose template ends the prompt with a control token or a line break"
         )
-    control = chat.control_ids()
     end = next((at for at in range(len(prompt_ids), len(ids)) if ids[at] in control), None)
     if end is None:
         raise UserError(
