@@ -36,6 +36,7 @@ class Train:
     weight_decay: float = field(default=0.0, metadata={"at_least": 0.0})
     schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
     packing: typing.Literal["auto", "on", "off"] = "auto"
+    micro_batch: int | typing.Literal["auto", "literal"] = field(default="auto", metadata={"at_least": 1})
     verdict_weight: float = field(default=1.0, metadata={"at_least": 0.0})
     evals_per_epoch: int = field(default=2, metadata={"at_least": 1})
     eval_rows: int = field(default=1000, metadata={"at_least": 1})
@@ -216,7 +217,7 @@ def _value(hint, value, limits, where, key):
     if not _is_a(hint, value):
         raise UserError(f"{where}: {key}: {value!r} is {type(value).__name__}, expected {_hint_name(hint)}")
     for limit, holds, words in _LIMITS:
-        if limit in limits and not holds(value, limits[limit]):
+        if limit in limits and not isinstance(value, str) and not holds(value, limits[limit]):
             raise UserError(f"{where}: {key}: {value!r} must be {words} {limits[limit]}")
     return value
 
@@ -234,6 +235,8 @@ def _is_a(hint, value):
     arguments = typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_is_a(option, value) for option in arguments)
+    if origin is typing.Literal:
+        return isinstance(value, str) and value in arguments
     if origin is list:
         return isinstance(value, list) and bool(value) and all(_is_a(arguments[0], item) for item in value)
     if origin is dict:
@@ -248,4 +251,8 @@ def _is_a(hint, value):
 
 
 def _hint_name(hint):
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(typing.get_args(hint))
+    if int in typing.get_args(hint):
+        return " or ".join(map(_hint_name, typing.get_args(hint)))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))

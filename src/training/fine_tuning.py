@@ -1,35 +1,28 @@
 """One fine-tuning run: rows to steps, checkpoints that a killed run goes on from, the adapter and its record."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import shutil
+import time
 
 import dataset
 import interruption
-from common import UserError, WorkFailed, sha256_file, shown_path, write_json, write_text
+from common import UserError, WorkFailed, counted, sha256_file, shown_path, write_json, write_text
 from language_model import base_model, chat_template, model_folder, packed_attention
 from manifest import Clock, write_manifest
 from training.processes import is_main, n_processes, say, use_every_core
 
 
 def train(args, config, task, lora, fingerprint, clock):
-    from peft.helpers import disable_input_dtype_casting
-
     use_every_core()
     chat = chat_template.load_chat(config)
     examples, left_out = encoded(args, chat, config, lora)
     checkpoints = prepare_folder(lora, fingerprint)
-    trainer = make_trainer(config, task, chat, examples, checkpoints)
-    trainer.accelerator.wait_for_everyone()  # stale checkpoints are gone before any process looks for the last one
-    last = last_whole_checkpoint(checkpoints)
-    begun = f"training {config.name}: {len(examples['train']):,} rows, {trainer.plan.words}"
-    say(f"going on from step {step_of(last)}, kept in {last}" if last else begun)
-    kept = functools.partial(kept_words, checkpoints)
-    # Under autocast PEFT would lift every input of an adapter to float32 only for autocast to lower it again.
-    unlifted = disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32")
-    with interruption.keeping(kept), unlifted:
-        run_within_memory(trainer, last, args.config)
+    make = functools.partial(make_trainer, config, task, chat, examples, checkpoints)
+    with interruption.keeping(functools.partial(kept_words, checkpoints)):
+        trainer = run_within_memory(make, config, checkpoints, args.config)
     trainer.accelerator.wait_for_everyone()
     if is_main():
         save_adapter(trainer, chat, lora)
@@ -56,18 +49,78 @@ def kept_words(checkpoints):
     return f"the training up to step {step_of(last)} is kept in {last}" if last else ""
 
 
-def run_within_memory(trainer, last, config_path):
-    """Train from the last checkpoint or from the start; where the GPU's memory is too small, say what to change."""
+def run_within_memory(make, config, checkpoints, config_path):
+    """A trainer that has trained: from the last checkpoint or from the start, with smaller micro-batches where memory
+    turns out too small; where even one row is too much, say what to change.
+    """
     import torch
 
-    try:
-        with interruption.until_asked():
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except torch.cuda.OutOfMemoryError as error:
-        raise WorkFailed(
-            f"{config_path}: the GPU's memory does not suffice ({str(error).split('.')[0]}); try --set "
-            "train.gradient_ckpt=true, a smaller train.batch_size with a larger train.grad_accum, or peft.method=qlora"
-        ) from error
+    from training import micro_batch
+
+    trainer = make()
+    trainer.accelerator.wait_for_everyone()  # stale checkpoints are gone before any process looks for the last one
+    choice = micro_batch.choose(trainer, config.train.micro_batch, checkpoints)
+    while True:
+        use(trainer, choice, config, checkpoints)
+        try:
+            run_from_the_last(trainer, checkpoints)
+            return trainer
+        except torch.cuda.OutOfMemoryError as error:
+            plan = trainer.plan
+            if plan.per_device == 1 or n_processes() > 1:
+                raise WorkFailed(no_memory_words(config_path, error, plan)) from error
+            save_what_is_done(trainer)
+        choice = dataclasses.replace(
+            choice,
+            chosen=micro_batch.largest_divisor(plan.a_step, plan.per_device // 2),
+            why=f"out of memory with {plan.per_device}; training goes on from the last checkpoint",
+        )
+        # A new trainer: the old one's optimizer, graph and half a step's gradients hold the memory that is missing.
+        del trainer
+        micro_batch.release()
+        trainer = make()
+
+
+def use(trainer, choice, config, checkpoints):
+    """Put a micro-batch to work and say so, with what is ahead and how long it takes."""
+    from training import duration, micro_batch
+
+    last = last_whole_checkpoint(checkpoints)
+    begun = f"training {config.name}: {trainer.n_rows:,} rows, {trainer.plan.words}"
+    say(f"going on from step {step_of(last)}, kept in {last}" if last else begun)
+    trainer.take_plan(trainer.plan.in_micro_batches(choice.chosen))
+    trainer.micro_batch = choice
+    micro_batch.keep(checkpoints, choice, trainer.plan)
+    say(choice.words)
+    say(f"time, estimated: {duration.estimated(trainer, step_of(last) if last else 0).words}")
+
+
+def run_from_the_last(trainer, checkpoints):
+    from peft.helpers import disable_input_dtype_casting
+
+    last = last_whole_checkpoint(checkpoints)
+    # Under autocast PEFT would lift every input of an adapter to float32 only for autocast to lower it again.
+    unlifted = disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32")
+    with interruption.until_asked(), unlifted:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def no_memory_words(config_path, error, plan):
+    smaller = "a smaller train.micro_batch, " if plan.per_device > 1 else ""
+    return (
+        f"{config_path}: the GPU's memory does not suffice for {counted(plan.per_device, 'row')} at once "
+        f"({str(error).split('.')[0]}); try --set train.gradient_ckpt=true, {smaller}a smaller train.max_seq_len, or "
+        "peft.method=qlora; checkpoints are kept"
+    )
+
+
+def save_what_is_done(trainer):
+    """A checkpoint of the last whole step, where memory suffices for that; else the last kept one has to do."""
+    import torch
+
+    if trainer.state.global_step:
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            trainer._save_checkpoint(trainer.model, None)
 
 
 def encoded(args, chat, config, lora):
@@ -129,27 +182,46 @@ class Plan:
     packing: bool
     per_device: int
     grad_accum: int
+    literal: int  # per_device as the config's batch_size asks
+    rows_a_step: int
     words: str
+
+    @property
+    def a_step(self):
+        """Rows (packed: bins) of one process in one step."""
+        return self.per_device * self.grad_accum
+
+    def in_micro_batches(self, n):
+        return dataclasses.replace(self, per_device=n, grad_accum=self.a_step // n)
 
 
 def make_plan(config, examples, packing):
+    from training import micro_batch
+
     wanted = config.train.batch_size * config.train.grad_accum
     total = sum(len(example["input_ids"]) for example in examples)
     per_bin = max(1.0, len(examples) / max(1, -(-total // config.train.max_seq_len))) if packing else 1.0
     bins_each = wanted / per_bin / n_processes()
     per_device = max(1, min(round(config.train.batch_size / per_bin), round(bins_each)))
     accum = max(1, round(bins_each / per_device))
+    rows_a_step = round(per_device * accum * n_processes() * per_bin)
     words = (
         f"about {per_bin:.1f} rows packed into each {config.train.max_seq_len} tokens" if packing else "not packed"
-    ) + f", {per_device * accum * n_processes() * per_bin:.0f} rows a step (the config asks for {wanted})"
-    return Plan(packing, per_device, accum, words)
+    ) + f", {rows_a_step} rows a step (the config asks for {wanted})"
+    plan = Plan(packing, per_device, accum, per_device, rows_a_step, words)
+    if isinstance(config.train.micro_batch, int):
+        # Rows a step stay, so only what divides them will do.
+        plan = plan.in_micro_batches(micro_batch.largest_divisor(plan.a_step, config.train.micro_batch))
+    return plan
 
 
 def make_trainer(config, task, chat, examples, folder):
     from training import trainer as loop
     from training.selection import selection_for
 
+    start = time.perf_counter()
     model, precision = base_model.load_base(config, attention=packed_attention.register())
+    load_s = time.perf_counter() - start
     if precision == "float16" and config.train.bf16:
         say("this GPU has no bfloat16: training in float16")
     packing = loop.packing_is_correct(model, examples["train"], config.train)
@@ -168,6 +240,8 @@ def make_trainer(config, task, chat, examples, folder):
     )
     loop.keep_own_callbacks(trainer)
     trainer.plan = plan
+    trainer.load_s = load_s
+    trainer.n_rows = len(examples["train"])
     trainer.precision = precision
     trainer.selection = selection
     return trainer
@@ -225,6 +299,7 @@ def training_facts(trainer, config, examples, left_out):
         "packing": trainer.plan.packing,
         "per_device_batch": trainer.plan.per_device,
         "grad_accum": trainer.plan.grad_accum,
+        "micro_batch": micro_batch_facts(trainer),
         "processes": n_processes(),
         "base_revision": getattr(trainer.model.config, "_commit_hash", None),
         "best_step": state.best_global_step,
@@ -234,6 +309,13 @@ def training_facts(trainer, config, examples, left_out):
         **trainer.speed.facts(),
         **{key: value for key, value in Clock().facts().items() if key.startswith("peak")},
     }
+
+
+def micro_batch_facts(trainer):
+    """What was chosen and why, and how much memory it took in the end."""
+    from training import micro_batch
+
+    return dataclasses.asdict(trainer.micro_batch) | {"used_gb": round(micro_batch.peak_bytes() / 1e9, 2)}
 
 
 def validation_facts(trainer):

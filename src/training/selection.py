@@ -2,8 +2,10 @@
 
 A selection has `metrics(trainer)`, the scores of the present weights on the validation rows; `score(metrics, loss)`,
 which is the larger the better; `least_gain`, the gain below which training does not go on; `select_by`, the name of the
-metric that decides, and `shown`, those that the progress line tells.
+metric that decides, `shown`, those that the progress line tells, and `seconds(trainer)`, what one look costs.
 """
+
+import time
 
 import dataset
 from language_model import chat_template, verdict_branch
@@ -12,6 +14,7 @@ TIE_BREAK = 1e-4
 LEAST_LOSS_GAIN = 0.01  # at equal verdicts, a loss that falls by less is no reason to go on
 LEAST_GAIN_OF_LOSS_ALONE = 1e-3
 BATCH_TOKENS = 16_384
+PROMPTS_TIMED = 8
 
 
 def selection_for(task, chat, config, examples):
@@ -34,6 +37,9 @@ class LossSelection:
 
     def metrics(self, trainer):
         return {}
+
+    def seconds(self, trainer):
+        return 0.0
 
     def score(self, metrics, loss):
         return -loss
@@ -72,6 +78,9 @@ class VerdictSelection:
         # and reasoning are.
         return metrics[self.select_by] - TIE_BREAK * loss
 
+    def seconds(self, trainer):
+        return seconds_of_all(trainer, self.prompts, self._verdicts)
+
     def _verdicts(self, model, prompts):
         shares = verdict_branch.verdict_probabilities(model, prompts, self.branch, self.pad_id)
         return [max(one, key=one.get) for one in shares]
@@ -103,6 +112,9 @@ class ExactSelection:
 
     def score(self, metrics, loss):
         return metrics[self.METRIC] - TIE_BREAK * loss
+
+    def seconds(self, trainer):
+        return seconds_of_all(trainer, self.prompts, self._answers)
 
     def _answers(self, model, prompts):
         import torch
@@ -145,6 +157,14 @@ def over_all_processes(trainer, prompts, work):
 
         found = dict(gather_object(list(found.items())))
     return [found[at] for at in range(len(prompts))]
+
+
+def seconds_of_all(trainer, prompts, work):
+    """The time of `over_all_processes` for these prompts, from a few of them."""
+    few = prompts[:: max(1, len(prompts) // PROMPTS_TIMED)]
+    start = time.perf_counter()
+    over_all_processes(trainer, few, work)
+    return (time.perf_counter() - start) * len(prompts) / len(few)
 
 
 def batches(prompts, positions):

@@ -109,6 +109,13 @@ class StewardTrainer(SFTTrainer):
 
     selection = None
 
+    def take_plan(self, plan):
+        """Train in micro-batches of this plan; rows a step stay."""
+        self.plan = plan
+        self.args.per_device_train_batch_size = plan.per_device
+        self.args.gradient_accumulation_steps = plan.grad_accum
+        self._train_batch_size = self.args.train_batch_size
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.args.verdict_weight != 1.0 and self.model.training:
             model = VerdictsWeighted(model, len(self.selection.branch.opening), self.args.verdict_weight)

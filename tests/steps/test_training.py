@@ -222,6 +222,26 @@ def test_packed_rows_train_and_keep_the_rows_a_step(project):
     assert training["packing"] and training["per_device_batch"] * training["grad_accum"] < 8
 
 
+def test_out_of_memory_goes_on_with_half_the_rows_from_the_last_step(project):
+    code = (
+        "import sys; sys.path.insert(0, 'src'); import sft_train, torch; from common import run\n"
+        "from training import trainer\n"
+        "whole = trainer.StewardTrainer.compute_loss\n"
+        "def tight(self, model, inputs, *args, **kwargs):\n"
+        "    if self.model.training and self.state.global_step >= 2 and len(inputs['input_ids']) > 2:\n"
+        "        raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate')\n"
+        "    return whole(self, model, inputs, *args, **kwargs)\n"
+        "trainer.StewardTrainer.compute_loss = tight\n"
+        "run(sft_train.main)"
+    )
+    output = done("-c", code, *train(project, "tight", "train.epochs=0.3", "train.micro_batch=4")[1:], cwd=project)
+    assert "going on from step 2, kept in" in output and "out of memory with 4" in output
+    training = manifest(project, "tight")["training"]
+    assert (training["per_device_batch"], training["grad_accum"], training["steps"]) == (2, 4, 4)
+    assert training["micro_batch"]["chosen"] == 2 and training["micro_batch"]["used_gb"] > 0
+    assert "time, estimated: " in output
+
+
 def test_packing_probe_sees_rows_that_leak(project):
     code = (
         "import sys; sys.path.insert(0, 'src'); import torch; from training import trainer\n"
