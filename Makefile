@@ -92,7 +92,15 @@ else
 	  $$python -m venv .venv && .venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) && echo .venv/bin > $@
 endif
 
-## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl; without it a few examples)
+# What ships for the task: the folder that its task.yaml names, and models/<task>-<model>/, an adapter for a base.
+OWN := $(shell sed -n 's/^shipped: *//p' $(T)/task.yaml)
+SHIPPED := $(subst -,_,$(notdir $(OWN))) $(patsubst models/$(TASK)-%/adapter_config.json,%,$(wildcard models/$(TASK)-*/adapter_config.json))
+## MODEL        model that ships, for make ask, kpi and serve (default: the task's own)
+MODEL ?= $(firstword $(SHIPPED))
+$(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)))
+SHIPPED_FLAG := $(if $(MODEL),--model_path $(if $(filter $(firstword $(SHIPPED)),$(MODEL)),$(OWN),models/$(TASK)-$(MODEL)))
+
+## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl; without it a few examples; MODEL=)
 ## make ask-<model>       the same of a trained model
 ## PAIRS        cases to ask about, one a line
 PAIRS ?= $(firstword $(wildcard $(T)/sample_pairs.jsonl $(T)/sample.jsonl))
@@ -101,7 +109,7 @@ OUT ?=
 ASK = $(PYTHON) src/ask.py --pairs "$(PAIRS)" $(if $(OUT),--out "$(OUT)") $(TASK_FLAG)
 .PHONY: ask $(MODELS:%=ask-%)
 ask: $(ENV)
-	@$(ASK)
+	@$(ASK) $(SHIPPED_FLAG)
 $(MODELS:%=ask-%): ask-%: $(ENV)
 	@$(ASK) --model_path $(O)/$*-merged --backend $(BACKEND)
 
@@ -138,6 +146,8 @@ $(MODELS:%=check-%): check-%: configs/%.yaml $(D)/processed/manifest.json
 	$(PYTHON) src/check_model.py --config $< --train $(D)/processed/train.jsonl $(SETTINGS) $(TASK_FLAG)
 
 ## make train-<model>     fine-tune into outputs/<model>-lora and merge into outputs/<model>-merged (SET="train.lr=1e-4", FORCE=1)
+## SHIP         folder for the trained adapter with card and manifest, to pass on, e.g. models/crm-smollm2_135m
+SHIP ?=
 .PHONY: $(MODELS:%=train-%)
 $(MODELS:%=train-%): train-%: $(O)/%-merged/manifest.json
 # What `accelerate launch` comes to for one process is the script itself; the launcher would hide its exit code, and end
@@ -145,7 +155,7 @@ $(MODELS:%=train-%): train-%: $(O)/%-merged/manifest.json
 LAUNCH = $(PYTHON) $(if $(filter-out 1,$(GPUS)),-m accelerate.commands.launch --quiet --num_processes $(GPUS) --multi_gpu \
 	--num_machines 1 --mixed_precision no --dynamo_backend no)
 $(MODELS:%=$(O)/%-merged/manifest.json): $(O)/%-merged/manifest.json: configs/%.yaml $(D)/processed/manifest.json
-	$(LAUNCH) src/sft_train.py --config $< --train $(D)/processed/train.jsonl --val $(D)/processed/val.jsonl --out $(O) $(SETTINGS) $(AGAIN) $(TASK_FLAG)
+	$(LAUNCH) src/sft_train.py --config $< --train $(D)/processed/train.jsonl --val $(D)/processed/val.jsonl --out $(O) $(if $(SHIP),--ship $(SHIP)) $(SETTINGS) $(AGAIN) $(TASK_FLAG)
 # The stand-in's random weights are made here; every other model comes from a folder or the hub.
 $(O)/standin-merged/manifest.json check-standin: models/standin/manifest.json
 models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
@@ -157,6 +167,13 @@ $(MODELS:%=kpi-%): kpi-%: $(R)/%_metrics.json
 $(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) $(ANSWERING)
 	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) $(SCHEMA_FLAG) --data $(D)/test.jsonl \
 	  --out $@ $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
+
+## make kpi               the same of the model that ships for the task: reports/<MODEL>_shipped_metrics.json (MODEL=)
+.PHONY: kpi
+kpi: $(D)/processed/manifest.json
+	@$(if $(MODEL),,$(error no model ships for the task $(TASK); train one, then make kpi-<model>))
+	$(PYTHON) src/evaluate_kpis.py $(SHIPPED_FLAG) --backend $(BACKEND) $(SCHEMA_FLAG) --data $(D)/test.jsonl \
+	  --out $(R)/$(MODEL)_shipped_metrics.json $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
 
 ## make bench-<model>     latency and throughput at CONCURRENCY: plain transformers, ours, then vLLM, side by side; without a GPU ours on the CPU alone
 ## CONCURRENCY  clients at a time in the benchmark
@@ -199,7 +216,7 @@ SERVE = $(PYTHON) src/serve.py --host $(HOST) --port $(PORT) --workers $(WORKERS
 	$(if $(REVIEW),--review "$(REVIEW)") $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(if $(ENGINE_ARGS),--engine_args="$(ENGINE_ARGS)") $(TASK_FLAG)
 .PHONY: serve $(MODELS:%=serve-%)
 serve: $(ENV)
-	$(SERVE)
+	$(SERVE) $(if $(UPSTREAM),,$(SHIPPED_FLAG))
 # Whoever starts a service does not mean to train: a missing model is an error, and none is made.
 $(MODELS:%=serve-%): serve-%: $(ENV)
 	$(SERVE) --model_path $(O)/$*-merged

@@ -67,10 +67,10 @@ def export(model_path, out, dtype):
             f"{model_path}: not a folder; only a model in a folder is exported, fetch it with: hf download "
             f"{model_path} --local-dir <folder>"
         )
+    model_folder.check_whole(folder)
     with hub.hub_errors_explained(model_path):
         config = AutoConfig.from_pretrained(folder)
     check_supported(config, model_path)
-    model_folder.check_weights(folder)
     tensors = tensors_of(gguf, folder, config, dtype)
     weights = model_folder.weights_sha256(folder)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -33,13 +33,21 @@ def main():
     # Of several processes the first one writes.
     with locks.only_writer(model) if is_main() else contextlib.nullcontext():
         train_and_merge(args, config, task, model)
+        if args.ship and is_main():
+            from training import shipping
+
+            shipping.ship(config, folder_of(model, "lora"), folder_of(model, "merged"), Path(args.ship))
+
+
+def folder_of(model, what):
+    return model.with_name(f"{model.name}-{what}")
 
 
 def train_and_merge(args, config, task, model):
     """Make what is missing or was made from something else: the adapter, the merged model, both or neither."""
     clock = Clock()
-    lora = model.with_name(f"{model.name}-lora")
-    merged = model.with_name(f"{model.name}-merged")
+    lora = folder_of(model, "lora")
+    merged = folder_of(model, "merged")
     base_files.ensure(config) if is_main() else base_files.wait_for(config)
     trained_from = training_fingerprint(args, config, task)
     merged_from = fingerprint([trained_from, dataclasses.asdict(config.merge)], MERGING)
@@ -80,6 +88,7 @@ def parse_args():
     parser.add_argument("--train", help="training prompts (default data/processed/train.jsonl)")
     parser.add_argument("--val", help="validation prompts (default data/processed/val.jsonl)")
     parser.add_argument("--out", help="folder for <model>-lora and <model>-merged (default outputs)")
+    parser.add_argument("--ship", help="folder for the adapter with card and manifest, small enough to pass on")
     parser.add_argument("--force", action="store_true", help="train again from the start, even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()

@@ -27,7 +27,7 @@ from constrained_decode._writing import (
     rows_of,
     settled_by,
 )
-from language_model import calibration, chat_template, hub, model_folder, verdict_branch
+from language_model import adapter, calibration, chat_template, hub, model_folder, verdict_branch
 from language_model.base_model import has_bfloat16_arithmetic
 from language_model.verdict_branch import label_shares, padded_left, verdict_probabilities
 
@@ -45,19 +45,26 @@ def load(model_path, task, config, batch_size=None, constrained=True, random_wei
 def loaded(model_path, config, random_weights=False):
     """(the model where it will run, its chat, what engines say of both)."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     folder = hub.local_or_hub(model_path)
+    if hub.is_adapter(folder):
+        adapter.ensure_base(folder)
     chat = chat_template.pinned_chat(hub.load_tokenizer(folder), config.chat)
     if random_weights:
-        model = random_model(folder)
+        model = random_model(hub.whole_model(folder))
     else:
         model_folder.check_weights(folder)
-        with hub.hub_errors_explained(model_path):
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model = adapter.folded(folder) if hub.is_adapter(folder) else whole(folder)
     weights = str(model.dtype).removeprefix("torch.")
     model = (model.to("cuda") if torch.cuda.is_available() else widened(model)).eval()
     return model, chat, Stored(weights, calibration.stored_temperature(folder))
+
+
+def whole(folder):
+    from transformers import AutoModelForCausalLM
+
+    with hub.hub_errors_explained(folder):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
 @dataclass

@@ -50,9 +50,9 @@ def load(model_path, task, config, batch_size=None, constrained=True):
 
     library("llama_cpp")
     folder = Path(hub.local_or_hub(model_path))
+    model_folder.check_whole(folder)
     file = gguf_of(folder, model_path)
     chat = chat_template.pinned_chat(hub.load_tokenizer(folder), config.chat)
-    model_folder.check_weights(folder)
     check_file(file)
     model = Model(file, torch.get_num_threads())
     if model.metadata(WEIGHTS_KEY) != model_folder.weights_sha256(folder):

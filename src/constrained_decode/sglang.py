@@ -43,7 +43,7 @@ def load(model_path, task, config, batch_size=None, constrained=True):
 def serve(model_path, task, config, n_rows, more, log, constrained=True, random_weights=False):
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
     if not random_weights:
-        model_folder.check_weights(model_path)
+        model_folder.check_whole(model_path)
     port = model_server.free_port()
     started = [*command(model_path, port, random_weights), *shlex.split(more)]
     with model_server.running(started, f"http://127.0.0.1:{port}/health", log):

@@ -44,7 +44,7 @@ PIECE = 2_048  # rows whose answers come together; vLLM itself takes as many of 
 def load(model_path, task, config, batch_size=None, constrained=True):
     """An engine in this process."""
     check_installed()
-    model_folder.check_weights(model_path)
+    model_folder.check_whole(model_path)
     reader = Reader(model_path, task, config, constrained)
     os.environ.update(ENVIRONMENT if reader.is_held else {})
     from vllm import LLM
@@ -69,7 +69,7 @@ def serve(model_path, task, config, n_rows, more, log, constrained=True, random_
     """(the address of a server that runs while the block does, what a manifest should say of it)."""
     check_installed()
     if not random_weights:
-        model_folder.check_weights(model_path)
+        model_folder.check_whole(model_path)
     port = model_server.free_port()
     reader = Reader(model_path, task, config, constrained)
     # Of a stream a first token at once, the others together: their events would cost the server more than the tokens.

@@ -1,6 +1,7 @@
 """A model's files: a folder of this disk, or a checkpoint of the hub; what goes wrong there in one sentence."""
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -9,13 +10,14 @@ from pathlib import Path
 from common import ROOT, UserError, explain_no_space
 
 ANSWERS_WITHIN_S = 10
+ADAPTER_CONFIG = "adapter_config.json"
 BASES = "STEWARD_BASES"  # variable that names another folder than models/base for the checkpoints that were fetched
 
 
 def load_tokenizer(model_id):
     from transformers import AutoTokenizer
 
-    place = str(model_id) if (Path(model_id) / "tokenizer_config.json").is_file() else local_or_hub(model_id)
+    place = str(model_id) if (Path(model_id) / "tokenizer_config.json").is_file() else whole_model(model_id)
     if Path(place).is_dir() and not any(
         path.name.startswith(("token", "vocab", "tekken")) for path in Path(place).iterdir()
     ):
@@ -39,13 +41,29 @@ def folder_of(model_id):
     """The folder of this disk that holds a model: one given as such, or a fetched checkpoint; None elsewhere."""
     for path in (Path(model_id), ROOT / model_id):
         if path.is_dir():
-            if not (path / "config.json").is_file():
+            if not (path / "config.json").is_file() and not is_adapter(path):
                 raise UserError(
                     f"{model_id}: this folder holds no model (no config.json); train it first or give another model"
                 )
             return path
     fetched = fetched_folder(model_id)
     return fetched if (fetched / "manifest.json").is_file() else None
+
+
+def is_adapter(folder):
+    """Whether a folder holds an adapter without the base that it was trained on."""
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def base_of(folder):
+    """The name of the base that an adapter was trained on."""
+    return json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def whole_model(model_id):
+    """The place of a model's shape and tokenizer: of an adapter alone, its base's."""
+    place = local_or_hub(model_id)
+    return local_or_hub(base_of(place)) if is_adapter(place) else place
 
 
 def fetched_folder(model_id):

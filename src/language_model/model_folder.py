@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common import UserError, is_folder, read_json, sha256_file, sha256_text
 from config import Gen, build, config_from_dict, load_config
+from language_model import hub
 
 SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}  # for a server whose model has no YAML here
 
@@ -61,6 +62,16 @@ def check_weights(folder):
         )
 
 
+def check_whole(folder):
+    """`check_weights` of a model for engines that take whole weights only."""
+    if hub.is_adapter(folder):
+        raise UserError(
+            f"{folder}: an adapter alone; this engine wants whole weights: name the merged model that make "
+            "train-<model> writes, or take --backend hf"
+        )
+    check_weights(folder)
+
+
 def weights_sha256(folder):
     """One hash of a folder's weights, however many files they are in."""
     hashes = [hash_of(file, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(folder)]
@@ -98,6 +109,8 @@ def model_identity(model_path):
     if not folder.is_dir():
         return str(model_path)
     facts = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    if hub.is_adapter(folder):
+        return [weights_sha256(folder), facts.get("base_weights_sha256"), hub.base_of(folder)]
     if "adapter_sha256" in facts:
         return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
     if "base" in facts:

@@ -8,6 +8,8 @@ keys and values.
 import time
 from dataclasses import asdict, dataclass
 
+from language_model import hub
+
 COPIED_BYTES = 1 << 31
 MATRIX = 8_192
 COPIED_ON_CPU = COPIED_BYTES // 16
@@ -44,7 +46,9 @@ class Roofline:
 
         bytes_a_number = 4 if precision == "float32" else 2
         self.machine = machine
-        self.shape = model_shape(AutoConfig.from_pretrained(model_path), bytes_a_number, kv_bytes=bytes_a_number)
+        self.shape = model_shape(
+            AutoConfig.from_pretrained(hub.whole_model(model_path)), bytes_a_number, kv_bytes=bytes_a_number
+        )
 
     @property
     def facts(self):

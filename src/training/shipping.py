@@ -1,0 +1,72 @@
+"""A trained adapter as a small folder to pass on: half its bytes, a card, and no copy of its base."""
+
+import dataclasses
+from pathlib import Path
+
+from common import ROOT, WorkFailed, folder_written_whole, read_json, shown_path, write_json, write_text
+from language_model import calibration, hub, model_folder
+from manifest import Clock, write_manifest
+
+CARD = Path(__file__).with_name("adapter_card.md")
+
+
+def ship(config, lora, merged, out):
+    """Write the adapter in float16, the merged model's temperature, a manifest and a card."""
+    clock = Clock()
+    trained = read_json(lora / "manifest.json")
+    base = Path(hub.local_or_hub(config.model_id))
+    if not base.is_dir():
+        raise WorkFailed(f"{config.model_id}: lies in the hub's cache only; run make fetch-<model> first")
+    with folder_written_whole(out) as part:
+        write_half(lora / "adapter_model.safetensors", part / "adapter_model.safetensors")
+        settings = read_json(lora / "adapter_config.json")
+        write_json(part / "adapter_config.json", settings | {"base_model_name_or_path": config.model_id})
+        if (merged / calibration.FILE).is_file():
+            write_json(part / calibration.FILE, read_json(merged / calibration.FILE))
+        facts = {
+            "config": dataclasses.asdict(config) | {"name": f"{config.name}, adapter that ships"},
+            "task": trained["task"],
+            "fingerprint": trained["fingerprint"],
+            "base": base_facts(base),
+            "base_weights_sha256": model_folder.weights_sha256(base),
+            "training": trained["training"]
+            | {key: trained[key] for key in ("command", "wall_s", "hardware", "versions", "finished")},
+            "data": trained["data"],
+            "weights_sha256": model_folder.weights_sha256(part),
+        }
+        write_text(part / "README.md", card(config, facts, (part / "adapter_model.safetensors").stat().st_size, out))
+        write_manifest(part / "manifest.json", clock, **facts)
+    print(f"adapter to pass on in {shown_path(out)}")
+
+
+def write_half(source, target):
+    """The adapter's matrices in float16, whose eleven bits keep what bfloat16 training could tell apart."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    halves = {name: weights.to(torch.float16) for name, weights in load_file(source).items()}
+    if not all(torch.isfinite(weights).all() for weights in halves.values()):
+        raise WorkFailed(f"{source}: does not fit into float16; nothing was written")
+    save_file(halves, target, metadata={"format": "pt"})
+
+
+def base_facts(base):
+    facts = read_json(base / "manifest.json") if (base / "manifest.json").is_file() else {}
+    return facts.get("base", {"source": shown_path(base)})
+
+
+def card(config, facts, n_bytes, out):
+    """The folder's README, from the manifest's facts alone."""
+    base, training = facts["base"], facts["training"]
+    quantized = f", which holds them in {base['quantized']}" if base.get("quantized") else ""
+    return CARD.read_text(encoding="utf-8").format(
+        title=f"{config.name} for the task {facts['task']}: an adapter",
+        folder=out.resolve().relative_to(ROOT) if out.resolve().is_relative_to(ROOT) else out.name,
+        config=config,
+        megabytes=n_bytes / 1e6,
+        source=f"the package {base['package']}{quantized}" if "package" in base else base["source"],
+        training=training,
+        metric=training["selected_by"],
+        score=training[f"best_val_{training['selected_by']}"],
+        gpu=training["hardware"].get("gpu", "CPU"),
+    )

