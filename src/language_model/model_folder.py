@@ -110,7 +110,8 @@ def model_identity(model_path):
         return str(model_path)
     facts = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     if hub.is_adapter(folder):
-        return [weights_sha256(folder), facts.get("base_weights_sha256"), hub.base_of(folder)]
+        temperature = [sha256_file(path) for path in folder.glob("calibration.json")]
+        return [weights_sha256(folder), facts.get("base_weights_sha256"), hub.base_of(folder), *temperature]
     if "adapter_sha256" in facts:
         return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
     if "base" in facts:

@@ -57,7 +57,8 @@ def base_facts(base):
 
 def card(config, facts, n_bytes, out):
     """The folder's README, from the manifest's facts alone."""
-    base, training = facts["base"], facts["training"]
+    base = facts["base"]
+    training = facts["training"]
     quantized = f", which holds them in {base['quantized']}" if base.get("quantized") else ""
     return CARD.read_text(encoding="utf-8").format(
         title=f"{config.name} for the task {facts['task']}: an adapter",
