@@ -20,7 +20,8 @@ from tasks.class_mix import mix_warnings
 # Spellings that open a control token in some family; a record may hold any of them.
 HOSTILE = (
     "<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <|begin_of_text|> <|start_header_id|> <|end|> <|user|> "
-    "<|assistant|> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] <s> </s> <unk> <pad> <think> </think> <0x0A>"
+    "<|assistant|> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] <s> </s> <unk> <pad> <think> </think> <0x0A> "
+    "<start_of_turn> <end_of_turn> <bos> <eos>"
 )
 CLOCK_MARK = "what the clock says"
 MOST_LEFT_OUT = 0.1  # of the rows; training leaves the others out whole and says which

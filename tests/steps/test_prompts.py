@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from jinja2 import TemplateError
 from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.validator import ValidationMode
@@ -17,6 +18,7 @@ import check_model
 import dataset
 import make_standin
 from common import UserError, to_json
+from config import Chat
 from language_model import chat_template, hub, verdict_branch
 from support import families
 from tasks import load_task
@@ -217,6 +219,17 @@ def test_a_template_may_open_its_turns_with_the_beginning_token_but_not_write_tw
     assert found["own"][0] and "ok   beginning token: 3, the template opens every turn with it" in found["own"][1]
     assert not found["doubled"][0] and "FAIL beginning token: 4, two in a row" in found["doubled"][1]
     assert not found["late"][0] and "FAIL beginning token: 3, none of them at the beginning" in found["late"][1]
+
+
+def test_a_template_without_a_system_turn_passes_with_its_text_in_the_users(capsys):
+    """As Gemma's, which refuses a system message and writes its beginning token itself."""
+    row = prompt_row(next(synthetic_rows(1, 3)))
+    gemma = chat_template.pinned_chat(families.gemma_tokenizer(), Chat(system_in_user=True))
+    assert check_model.check_template(gemma, TASK, row)
+    said = capsys.readouterr().out
+    assert "ok   beginning token: 1\n" in said and "end token '<end_of_turn>' is trained" in said
+    with pytest.raises(TemplateError, match="System role not supported"):
+        chat_template.pinned_chat(families.gemma_tokenizer(), Chat()).prompt_text(TASK.messages(PLAIN))
 
 
 def test_verdicts_part_at_one_token_after_the_fixed_opening(chat):

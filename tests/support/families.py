@@ -124,6 +124,20 @@ ARCHITECTURES = {
 }
 
 
+GEMMA_CONTROL = "<pad> <eos> <bos> <unk> <start_of_turn> <end_of_turn>"
+
+
+def gemma_tokenizer():
+    """A tokenizer with Gemma's control tokens and its real template, which knows no system message."""
+    learned = Tokenizer.from_str(learned_bytes())
+    learned.add_tokens([AddedToken(s, special=True, normalized=False) for s in GEMMA_CONTROL.split()])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=learned, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = (files("trl") / "chat_templates" / "gemma.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
 def control_spellings(name):
     return [spelling.rstrip("~=") for spelling in CONTROL[name].split()]
 
