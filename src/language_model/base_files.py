@@ -126,8 +126,8 @@ def download(package, place):
     wheels = sorted(place.glob("*.whl"))
     if run.returncode == 0 and len(wheels) == 1:
         return wheels[0]
-    if reason := explain_no_space(OSError(run.stderr)):
-        raise WorkFailed(f"{wanted}: {reason}")
+    if explain_no_space(OSError(run.stderr)):
+        raise WorkFailed(f"{wanted}: no space left for the download; free some space, then run again")
     if "No matching distribution" in run.stderr and "onnection" not in run.stderr:
         raise WorkFailed(
             f"{wanted}: the package index has no such version any more; name another one in the config's package "
