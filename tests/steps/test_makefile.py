@@ -215,8 +215,9 @@ def test_clean_removes_what_was_made_and_nothing_else(project):
         for path in (project / folder).rglob("*")
         if path.is_file()
     }
-    shipped = {name for name in left if name.startswith("models/steward-mini/")}
+    shipped = {name for name in left if name.startswith(("models/steward-mini/", "models/crm-smollm2_135m/"))}
     assert "models/steward-mini/model.safetensors" in shipped
+    assert "models/crm-smollm2_135m/adapter_model.safetensors" in shipped
     left -= shipped
     assert left == {"data/README.md", "data/all.jsonl", "outputs/notes.txt", "reports/model_comparison.md"}
     assert words in comparison.read_text() and "steward:begin" not in comparison.read_text()
