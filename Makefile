@@ -97,8 +97,7 @@ OWN := $(shell sed -n 's/^shipped: *//p' $(T)/task.yaml)
 SHIPPED := $(subst -,_,$(notdir $(OWN))) $(patsubst models/$(TASK)-%/adapter_config.json,%,$(wildcard models/$(TASK)-*/adapter_config.json))
 ## MODEL        model that ships, for make ask, kpi and serve (default: the task's own)
 MODEL ?= $(firstword $(SHIPPED))
-$(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)))
-SHIPPED_FLAG := $(if $(MODEL),--model_path $(if $(filter $(firstword $(SHIPPED)),$(MODEL)),$(OWN),models/$(TASK)-$(MODEL)))
+SHIPPED_FLAG = $(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)),$(if $(MODEL),--model_path $(if $(and $(OWN),$(filter $(subst -,_,$(notdir $(OWN))),$(MODEL))),$(OWN),models/$(TASK)-$(MODEL))))
 
 ## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl; without it a few examples; MODEL=)
 ## make ask-<model>       the same of a trained model

@@ -18,6 +18,10 @@ from common import WorkFailed
 UNKNOWN = {errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK}  # file systems without locks
 
 
+class Held(WorkFailed):
+    """Another process holds the place."""
+
+
 @contextlib.contextmanager
 def only_writer(place):
     """Hold a place, which need not exist yet, for a block of work; WorkFailed where another process holds it."""
@@ -50,7 +54,7 @@ def _taken(path, place):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                raise WorkFailed(_refusal(file, place)) from None
+                raise Held(_refusal(file, place)) from None
         except OSError as error:
             if error.errno not in UNKNOWN:
                 raise

@@ -19,6 +19,7 @@ from config import load_config
 from language_model import base_files, hub, model_folder
 from manifest import SRC, Clock, fingerprint
 from tasks import DEFAULT, load_task
+from training import shipping
 from training.processes import is_main, say
 
 TRAINING = SRC / "training" / "fine_tuning.py"
@@ -30,13 +31,15 @@ def main():
     task = load_task(args.task)
     config = load_config(args.config, args.set, task.overlay)
     model = Path(args.out or task.under("outputs")) / Path(args.config).stem
+    base_files.ensure(config) if is_main() else base_files.wait_for(config)
+    if args.ship:
+        shipping.check(config, Path(args.ship))
     # Of several processes the first one writes.
     with locks.only_writer(model) if is_main() else contextlib.nullcontext():
         train_and_merge(args, config, task, model)
         if args.ship and is_main():
-            from training import shipping
-
-            shipping.ship(config, folder_of(model, "lora"), folder_of(model, "merged"), Path(args.ship))
+            lora = folder_of(model, "lora")
+            shipping.ship(config, lora, folder_of(model, "merged"), Path(args.ship))
 
 
 def folder_of(model, what):
@@ -48,7 +51,6 @@ def train_and_merge(args, config, task, model):
     clock = Clock()
     lora = folder_of(model, "lora")
     merged = folder_of(model, "merged")
-    base_files.ensure(config) if is_main() else base_files.wait_for(config)
     trained_from = training_fingerprint(args, config, task)
     merged_from = fingerprint([trained_from, dataclasses.asdict(config.merge)], MERGING)
     if not args.force and finished(merged, merged_from) and undamaged(merged):

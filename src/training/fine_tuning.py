@@ -61,8 +61,8 @@ def run_within_memory(make, config, checkpoints, config_path):
     trainer.accelerator.wait_for_everyone()  # stale checkpoints are gone before any process looks for the last one
     choice = micro_batch.choose(trainer, config.train.micro_batch, checkpoints)
     while True:
-        use(trainer, choice, config, checkpoints)
         try:
+            use(trainer, choice, config, checkpoints)
             run_from_the_last(trainer, checkpoints)
             return trainer
         except torch.cuda.OutOfMemoryError as error:

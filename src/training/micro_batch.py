@@ -111,7 +111,7 @@ def probed(trainer):
 
 
 def rows_that_pay_on_a_cpu(trainer):
-    shape = trainer.model.config
+    shape = trainer.model.config.get_text_config()
     values_a_row = shape.hidden_size * shape.num_hidden_layers * len(longest_rows(trainer, 1)[0]["input_ids"])
     return max(1, VALUES_ON_A_CPU // values_a_row)
 

@@ -3,20 +3,45 @@
 import dataclasses
 from pathlib import Path
 
-from common import ROOT, WorkFailed, folder_written_whole, read_json, shown_path, write_json, write_text
+from common import (
+    ROOT,
+    UserError,
+    WorkFailed,
+    folder_written_whole,
+    read_json,
+    sha256_file,
+    shown_path,
+    write_json,
+    write_text,
+)
 from language_model import calibration, hub, model_folder
 from manifest import Clock, write_manifest
+from tasks import DEFAULT
 
 CARD = Path(__file__).with_name("adapter_card.md")
+
+
+def check(config, out):
+    """Before any training: whether this config gives an adapter to pass on, and whether its folder may be written."""
+    if config.peft.method == "qlora":
+        raise UserError(
+            "--ship: an adapter trained against 4-bit weights does not fit the whole ones; set peft.method=lora, or "
+            "pass on the merged model"
+        )
+    if not hub.folder_of(config.model_id):
+        raise UserError(f"--ship: {config.model_id} lies in the hub's cache only; run make fetch-<model> first")
+    is_ours = (out / "adapter_config.json").is_file()
+    if not out.name or (out.exists() and not is_ours and not (out.is_dir() and not any(out.iterdir()))):
+        raise UserError(f"--ship {out}: holds something else than an adapter; name a new folder, or an adapter's")
 
 
 def ship(config, lora, merged, out):
     """Write the adapter in float16, the merged model's temperature, a manifest and a card."""
     clock = Clock()
-    trained = read_json(lora / "manifest.json")
-    base = Path(hub.local_or_hub(config.model_id))
-    if not base.is_dir():
-        raise WorkFailed(f"{config.model_id}: lies in the hub's cache only; run make fetch-<model> first")
+    trained = read_json(lora / "manifest.json") if (lora / "manifest.json").is_file() else {}
+    if trained.get("weights_sha256") != model_folder.weights_sha256(lora) or not is_of(merged, lora):
+        raise WorkFailed(f"{lora}: not the adapter that {merged} was made from; train again with --force")
+    base = hub.folder_of(config.model_id)
     with folder_written_whole(out) as part:
         write_half(lora / "adapter_model.safetensors", part / "adapter_model.safetensors")
         settings = read_json(lora / "adapter_config.json")
@@ -37,6 +62,10 @@ def ship(config, lora, merged, out):
         write_text(part / "README.md", card(config, facts, (part / "adapter_model.safetensors").stat().st_size, out))
         write_manifest(part / "manifest.json", clock, **facts)
     print(f"adapter to pass on in {shown_path(out)}")
+
+
+def is_of(merged, lora):
+    return read_json(merged / "manifest.json").get("adapter_sha256") == sha256_file(lora / "adapter_model.safetensors")
 
 
 def write_half(source, target):
@@ -70,4 +99,8 @@ def card(config, facts, n_bytes, out):
         metric=training["selected_by"],
         score=training[f"best_val_{training['selected_by']}"],
         gpu=training["hardware"].get("gpu", "CPU"),
+        processes=training.get("processes", 1),
+        speed=f", {training['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in training else "",
+        task=f" --task {facts['task']}" if facts["task"] != DEFAULT else "",
+        data=f"data/{facts['task']}/test.jsonl" if facts["task"] != DEFAULT else "data/test.jsonl",
     )

@@ -113,6 +113,9 @@ class StewardTrainer(SFTTrainer):
         """Train in micro-batches of this plan; rows a step stay."""
         self.plan = plan
         self.args.per_device_train_batch_size = plan.per_device
+        if torch.cuda.is_available():
+            # There the size follows from memory, and validation has no more of it.
+            self.args.per_device_eval_batch_size = min(self.args.per_device_eval_batch_size, plan.per_device)
         self.args.gradient_accumulation_steps = plan.grad_accum
         self._train_batch_size = self.args.train_batch_size
 

