@@ -9,7 +9,7 @@ import os
 import sys
 
 import dataset
-from common import UserError, WorkFailed, existing_file, quiet_libraries, read_json, run
+from common import UserError, WorkFailed, existing_file, in_words, quiet_libraries, read_json, run
 from config import load_config
 from language_model import base_files, chat_template, hub, verdict_branch
 from language_model.base_model import adapted_kinds, flops_per_token
@@ -239,15 +239,9 @@ def estimate(model, config, examples):
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
     print(
         f"     time, estimated: {tokens:,.0f} tokens over {config.train.epochs:g} epochs, "
-        f"{duration(flops / rate / ACHIEVED_SHARE)} on {place} "
+        f"{in_words(flops / rate / ACHIEVED_SHARE)} on {place} "
         f"({rate / 1e12:,.2f} TFLOP/s measured just now, {ACHIEVED_SHARE:.0%} of it assumed)"
     )
-
-
-def duration(seconds):
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def show_sample(chat, example):

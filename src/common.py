@@ -407,6 +407,11 @@ def speed(rate, unit):
 
 
 def time_left(seconds):
+    return f"{in_words(seconds)} left"
+
+
+def in_words(seconds):
+    """A duration in the unit that suits it."""
     if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5_400 else f"{seconds / 3_600:.1f} h left"
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"

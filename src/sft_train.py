@@ -31,7 +31,7 @@ def main():
     task = load_task(args.task)
     config = load_config(args.config, args.set, task.overlay)
     model = Path(args.out or task.under("outputs")) / Path(args.config).stem
-    base_files.ensure(config) if is_main() else base_files.wait_for(config)
+    base_files.ensure(config)
     if args.ship:
         shipping.check(config, Path(args.ship))
     # Of several processes the first one writes.

@@ -27,8 +27,8 @@ from constrained_decode._writing import (
     rows_of,
     settled_by,
 )
-from language_model import adapter, calibration, chat_template, hub, model_folder, verdict_branch
-from language_model.base_model import has_bfloat16_arithmetic
+from language_model import adapter, calibration, chat_template, hub, verdict_branch
+from language_model.base_model import has_bfloat16_arithmetic, load_weights
 from language_model.verdict_branch import label_shares, padded_left, verdict_probabilities
 
 STARTS_SERVER = False
@@ -53,18 +53,10 @@ def loaded(model_path, config, random_weights=False):
     if random_weights:
         model = random_model(hub.whole_model(folder))
     else:
-        model_folder.check_weights(folder)
-        model = adapter.folded(folder) if hub.is_adapter(folder) else whole(folder)
+        model = adapter.folded(folder) if hub.is_adapter(folder) else load_weights(folder, dtype="auto")
     weights = str(model.dtype).removeprefix("torch.")
     model = (model.to("cuda") if torch.cuda.is_available() else widened(model)).eval()
     return model, chat, Stored(weights, calibration.stored_temperature(folder))
-
-
-def whole(folder):
-    from transformers import AutoModelForCausalLM
-
-    with hub.hub_errors_explained(folder):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 
 
 @dataclass

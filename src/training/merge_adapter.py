@@ -143,7 +143,7 @@ def load_fold_base(config):
         base, _ = base_model.load_base(config)
         base = base.dequantize()
         return base.to(roomy_device(base.num_parameters())).float()
-    base = base_model.load_weights(config, dtype="auto")
+    base = base_model.load_weights(config.model_id, dtype="auto")
     return base.to(roomy_device(base.num_parameters())).float()
 
 
