@@ -64,7 +64,7 @@ def seconds_of_a_validation_row(trainer):
     rows = typical(trainer.eval_dataset, min(ROWS_TIMED, trainer.args.per_device_eval_batch_size))
     start = time.perf_counter()
     trainer.model.eval()
-    with torch.no_grad(), trainer.accelerator.autocast():
+    with torch.no_grad():
         trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
     return (time.perf_counter() - start) / len(rows)
 
