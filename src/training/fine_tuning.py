@@ -14,6 +14,8 @@ from language_model import base_model, chat_template, model_folder, packed_atten
 from manifest import Clock, write_manifest
 from training.processes import is_main, n_processes, say, use_every_core
 
+ROOM_IN_BINS = 0.1  # how far a step's bins may lie from the number asked; a bin more or less is as much in most runs
+
 
 def train(args, config, task, lora, fingerprint, clock):
     use_every_core()
@@ -202,8 +204,9 @@ def make_plan(config, examples, packing):
     total = sum(len(example["input_ids"]) for example in examples)
     per_bin = max(1.0, len(examples) / max(1, -(-total // config.train.max_seq_len))) if packing else 1.0
     bins_each = wanted / per_bin / n_processes()
-    per_device = max(1, min(round(config.train.batch_size / per_bin), round(bins_each)))
-    accum = max(1, round(bins_each / per_device))
+    a_step = divisible(bins_each)
+    per_device = micro_batch.largest_divisor(a_step, round(config.train.batch_size / per_bin))
+    accum = a_step // per_device
     rows_a_step = round(per_device * accum * n_processes() * per_bin)
     words = (
         f"about {per_bin:.1f} rows packed into each {config.train.max_seq_len} tokens" if packing else "not packed"
@@ -213,6 +216,18 @@ def make_plan(config, examples, packing):
         # Rows a step stay, so only what divides them will do.
         plan = plan.in_micro_batches(micro_batch.largest_divisor(plan.a_step, config.train.micro_batch))
     return plan
+
+
+def divisible(bins):
+    """Bins a step: the nearest number that can be cut into halves or thirds, for memory may run out; 29 could not."""
+    from training import micro_batch
+
+    nearest = max(1, round(bins))
+    if nearest == bins:
+        return nearest
+    near = [n for n in range(1, 2 * nearest + 1) if abs(n - bins) <= ROOM_IN_BINS * bins]
+    good = [n for n in near if n < 4 or micro_batch.largest_divisor(n, n // 2) * 3 >= n]
+    return min(good, key=lambda n: abs(n - bins), default=nearest)
 
 
 def make_trainer(config, task, chat, examples, folder):

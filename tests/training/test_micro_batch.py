@@ -52,6 +52,13 @@ def test_the_largest_divisor_whose_peak_fits(monkeypatch, total, a_row, chosen):
     assert chosen == 1 or found.predicted_gb == pytest.approx((100 + a_row * chosen) / 1000, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("asked", "bins"), [(29.1, 30), (7.3, 8), (21.8, 22), (12.8, 12), (4.8, 5), (0.4, 1), (2.6, 3), (64, 64), (29, 29)]
+)
+def test_bins_of_a_step_can_be_halved_where_memory_runs_out(asked, bins):
+    assert fine_tuning.divisible(asked) == bins, "5 and 29: no other number is near, or asked for as it is"
+
+
 def test_a_size_that_runs_out_after_all_gives_way_to_the_next_divisor(monkeypatch):
     machine = Machine(monkeypatch, 10_000, 10, jump_at=32)
     assert micro_batch.probed(SimpleNamespace(plan=plan())).chosen == 16
