@@ -97,9 +97,7 @@ def snapshot(model_id, revision, part):
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot_download(
-            model_id, revision=revision, local_dir=part, allow_patterns=HUB_FILES, ignore_patterns=TWICE
-        )
+        snapshot_download(model_id, revision=revision, local_dir=part, allow_patterns=HUB_FILES, ignore_patterns=TWICE)
     except Exception as error:
         print(f"{type(error).__name__}: {error}".splitlines()[0])
         sys.exit(1)

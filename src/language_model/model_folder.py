@@ -139,7 +139,7 @@ def model_identity(model_path):
 
 
 def base_identity(model_id):
-    """`model_identity` of a base, the same in the hub's cache as in the folder that the same checkpoint is fetched to."""
+    """`model_identity` of a base, the same in the hub's cache as in the folder that it is fetched to."""
     place = hub.place_of(model_id)
     if place and not hub.folder_of(model_id):
         return checkpoint_identity(place, weights_sha256(place))

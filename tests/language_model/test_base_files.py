@@ -332,7 +332,7 @@ def test_weights_that_a_hub_holds_twice_are_fetched_once(monkeypatch, tmp_path):
     from huggingface_hub.utils import filter_repo_objects
 
     names = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "tekken.json", "config.json"]
-    twice = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "consolidated.safetensors.index.json"]
+    twice = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "consolidated.json"]
     fetched = []
 
     def snapshot_download(model_id, allow_patterns, ignore_patterns, **_):
