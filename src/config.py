@@ -21,6 +21,7 @@ class Peft:
     alpha: int = field(metadata={"at_least": 1})
     dropout: float = field(metadata={"at_least": 0.0, "below": 1.0})
     target_modules: str | list[str]
+    start_from: str | None = None  # an adapter whose matrices training starts with
 
 
 @dataclass(frozen=True)

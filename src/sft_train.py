@@ -19,7 +19,7 @@ from config import load_config
 from language_model import base_files, model_folder
 from manifest import SRC, Clock, fingerprint
 from tasks import DEFAULT, load_task
-from training import shipping
+from training import shipping, start
 from training.processes import is_main, say
 
 TRAINING = SRC / "training" / "fine_tuning.py"
@@ -31,6 +31,7 @@ def main():
     task = load_task(args.task)
     config = load_config(args.config, args.set, task.overlay)
     model = Path(args.out or task.under("outputs")) / Path(args.config).stem
+    start.check(config)
     base_files.ensure(config)
     if args.ship:
         shipping.check(config, Path(args.ship))
@@ -110,6 +111,8 @@ def training_fingerprint(args, config, task):
         "prompts": [sha256_file(args.train), sha256_file(args.val)],
         "base": model_folder.base_identity(config.model_id),
     }
+    if begun_from := start.folder_of(config):
+        facts["start"] = model_folder.weights_sha256(begun_from)
     # The task says what a right answer is where answers pick the checkpoint.
     return fingerprint(facts, TRAINING, SRC / "tasks" / "answers.py", task.folder / "data.py")
 

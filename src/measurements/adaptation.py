@@ -33,6 +33,7 @@ from common import (
     written_whole,
 )
 from entity_resolution.near_duplicates import find
+from language_model import hub
 from manifest import SRC, Clock, fingerprint, write_manifest
 from measurements import _reports, verdict_task
 from measurements._match_metrics import cell, cell_line, measured
@@ -275,10 +276,16 @@ def trained(folder, args):
         "--out",
         folder,
         "--set",
-        f"model_id={Path(args.model_path).resolve()}",
+        begins_with(args.model_path),
         f"train.seed={args.seed}",
         *args.set,
     )
+
+
+def begins_with(model_path):
+    """The setting that makes training go on from a model: from a whole one as its base, from an adapter on its own."""
+    key = "peft.start_from" if hub.is_adapter(model_path) else "model_id"
+    return f"{key}={Path(model_path).resolve()}"
 
 
 def training_facts(merged):

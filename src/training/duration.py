@@ -116,7 +116,7 @@ def seconds_of_a_trained_token(trainer):
 def seconds_of_a_read_token(trainer, batches):
     """The loss of these batches."""
     trainer.model.eval()
-    with torch.no_grad(), trainer.accelerator.autocast():
+    with torch.no_grad():
         seconds = seconds_of(lambda: [read(trainer, batch) for batch in batches])
     return seconds / sum(map(n_tokens, batches))
 

@@ -216,12 +216,13 @@ def make_plan(config, examples, packing):
 
 
 def make_trainer(config, task, chat, examples, folder):
+    from training import start
     from training import trainer as loop
     from training.selection import selection_for
 
-    start = time.perf_counter()
+    began = time.perf_counter()
     model, precision = base_model.load_base(config, attention=packed_attention.register())
-    load_s = time.perf_counter() - start
+    load_s = time.perf_counter() - began
     if precision == "float16" and config.train.bf16:
         say("this GPU has no bfloat16: training in float16")
     packing = loop.packing_is_correct(model, examples["train"], config.train)
@@ -238,6 +239,7 @@ def make_trainer(config, task, chat, examples, folder):
         peft_config=adapter_settings(config),
         callbacks=loop.callbacks(config, selection),
     )
+    start.load(config, trainer.model)
     loop.keep_own_callbacks(trainer)
     trainer.plan = plan
     trainer.load_s = load_s

@@ -191,7 +191,8 @@ def undisturbed(trainer):
     unlifted = disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32")
     was_training = trainer.model.training
     try:
-        with torch.random.fork_rng(devices), unlifted:
+        # The trainer prepares its model only when it trains; until then autocast is not part of it.
+        with torch.random.fork_rng(devices), unlifted, accelerator.autocast():
             yield
     finally:
         del accelerator.gather_for_metrics
@@ -218,9 +219,7 @@ def tried(trainer, rows):
 def forward_and_backward(trainer, rows):
     batch = trainer.data_collator(rows)
     n_answer = int((batch["labels"] >= 0).sum())
-    # The trainer prepares its model only when it trains; until then autocast is not part of it.
-    with trainer.accelerator.autocast():
-        trainer.training_step(trainer.model, batch, n_answer)
+    trainer.training_step(trainer.model, batch, n_answer)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
