@@ -80,7 +80,7 @@ PYTHON = $(if $(PY),$(PY),$(BIN)/python)
 setup: $(ENV)
 	@echo "environment ready: $(PYTHON)"
 .env/bin: env.yml requirements.txt requirements-gpu.txt
-	@mkdir -p .env; rm -f $@
+	@mkdir -p .env  # where this fails, the old file stays, older than what it is made from: the next make tries again
 ifneq ($(CONDA),)
 	$(CONDA) env update --name crm-dedup-llm --file env.yml --prune
 	$(CONDA) run --name crm-dedup-llm python -m pip install --quiet -r $(REQUIREMENTS)

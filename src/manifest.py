@@ -14,6 +14,8 @@ from pathlib import Path
 from common import ROOT, sha256_text, shown_path, usable_cores, write_json
 
 SRC = Path(__file__).resolve().parent
+# Files that record a result or say how long it takes, and shape none.
+SHAPE_NONE = {Path(__file__).resolve(), SRC / "training" / "duration.py"}
 NAMED_MODULE = re.compile(r"[a-z_]\w*(\.[a-z_]\w*)+:[\w.]+")  # how a library is told what to import
 
 
@@ -117,19 +119,21 @@ def fingerprint(facts, *sources):
 
     `sources` are files of src/; what they import of the project, directly or through others, is part of the name.
     Comments, docstrings, layout and the words of errors and prints are not: a better word must not train a model again.
-    Nor is this file, which records results and shapes none.
+    Nor is SHAPE_NONE.
     """
-    code = {shown_path(path): code_hash(path) for path in closure(sources) if path != Path(__file__).resolve()}
+    code = {shown_path(path): code_hash(path) for path in closure(sources)}
     return sha256_text(json.dumps([facts, code], sort_keys=True, default=str))
 
 
 def closure(sources):
-    """These files and every file of the project that they import, wherever in the file the import stands."""
+    """These files and every file of the project that they import, wherever in the file the import stands, but what
+    shapes no result and what only that imports.
+    """
     found = set()
     waiting = [Path(source).resolve() for source in sources]
     while waiting:
         path = waiting.pop()
-        if path not in found:
+        if path not in found | SHAPE_NONE:
             found.add(path)
             waiting += imported(path)
     return sorted(found)

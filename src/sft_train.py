@@ -16,7 +16,7 @@ import interruption
 import locks
 from common import UserError, existing_file, quiet_libraries, read_json, run, sha256_file
 from config import load_config
-from language_model import base_files, hub, model_folder
+from language_model import base_files, model_folder
 from manifest import SRC, Clock, fingerprint
 from tasks import DEFAULT, load_task
 from training import shipping, start
@@ -109,7 +109,7 @@ def training_fingerprint(args, config, task):
         },
         "task": [task.name, task.select_by],
         "prompts": [sha256_file(args.train), sha256_file(args.val)],
-        "base": model_folder.model_identity(hub.local_or_hub(config.model_id)),
+        "base": model_folder.base_identity(config.model_id),
     }
     if begun_from := start.folder_of(config):
         facts["start"] = model_folder.weights_sha256(begun_from)

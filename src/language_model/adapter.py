@@ -36,7 +36,7 @@ def check_foldable(folder, config):
 
 def warn_of_another_base(folder, trained_on):
     """Say so where the weights here are not those of the training, as the hub's are beside a package's four bits."""
-    base = hub.folder_of(hub.base_of(folder))
+    base = hub.place_of(hub.base_of(folder))
     if trained_on and base and model_folder.weights_sha256(base) != trained_on:
         print(
             f"warning: {folder} was trained on other weights than those in {base}; its verdicts may differ",

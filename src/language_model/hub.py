@@ -11,6 +11,9 @@ from common import ROOT, UserError, explain_no_space
 
 ANSWERS_WITHIN_S = 10
 ADAPTER_CONFIG = "adapter_config.json"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"  # of weights in several files
 BASES = "STEWARD_BASES"  # variable that names another folder than models/base for the checkpoints that were fetched
 
 
@@ -50,6 +53,27 @@ def folder_of(model_id):
     return fetched if (fetched / "manifest.json").is_file() else None
 
 
+def place_of(model_id):
+    """The folder that a model would be loaded from, be it the hub's cache; None where it has to be fetched first."""
+    return folder_of(model_id) or cached_folder(model_id)
+
+
+def cached_folder(model_id):
+    """The hub's cache of a model with tokenizer and all weights; None where something is missing."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not HUB_NAME.fullmatch(str(model_id)):
+        return None
+    settings = try_to_load_from_cache(model_id, "tokenizer_config.json")
+    if not isinstance(settings, str):
+        return None
+    folder = Path(settings).parent
+    names = [WEIGHTS]
+    if (folder / WEIGHTS_INDEX).is_file():
+        names = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+    return folder if all((folder / name).is_file() for name in names) else None
+
+
 def is_adapter(folder):
     """Whether a folder holds an adapter without the base that it was trained on."""
     return (Path(folder) / ADAPTER_CONFIG).is_file()
@@ -75,7 +99,7 @@ def local_or_hub(model_id):
     """A folder of this disk or a hub name; a path that is neither is said at once."""
     if folder := folder_of(model_id):
         return str(folder)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) or model_id.split("/")[0] in ("outputs", "models", "..", "."):
+    if not HUB_NAME.fullmatch(model_id) or model_id.split("/")[0] in ("outputs", "models", "..", "."):
         raise UserError(
             f"{model_id}: no such model folder; make it with make train-<model>, or give a hub name like "
             "Qwen/Qwen3-4B-Instruct-2507"

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 
 from common import UserError, is_folder, read_json, sha256_file, sha256_text
 from config import Gen, build, config_from_dict, load_config
 from language_model import hub
 
+SHA256 = re.compile("[0-9a-f]{64}")
 SPECIFICATION = {"max_new_tokens": 64, "temperature": 0.1, "top_p": 0.9}  # for a server whose model has no YAML here
 
 
@@ -74,8 +76,17 @@ def check_whole(folder):
 
 def weights_sha256(folder):
     """One hash of a folder's weights, however many files they are in."""
-    hashes = [hash_of(file, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(folder)]
+    hashes = [
+        hash_in_cache(file) or hash_of(file, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in weight_files(folder)
+    ]
     return hashes[0] if len(hashes) == 1 else sha256_text(" ".join(hashes))
+
+
+def hash_in_cache(file):
+    """The hash that the hub's cache names a large file by; None of a file elsewhere."""
+    blob = file.resolve()
+    return blob.name if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) else None
 
 
 @functools.cache
@@ -87,12 +98,12 @@ def hash_of(file, size, time_ns):
 def weight_files(folder):
     """The files of a model's weights, or of an adapter's."""
     folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
+    index = folder / hub.WEIGHTS_INDEX
     adapter = folder / "adapter_model.safetensors"
     if index.is_file():
         names = sorted(set(read_json(index)["weight_map"].values()))
     else:
-        names = [adapter.name if adapter.is_file() else "model.safetensors"]
+        names = [adapter.name if adapter.is_file() else hub.WEIGHTS]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: no weights, {missing[0]} is missing; copy the folder again, or train the model")
@@ -101,7 +112,7 @@ def weight_files(folder):
 
 def base_weights(folder):
     """The hash of the weights that an adapter meets on this disk; None where its base is not here yet."""
-    base = hub.folder_of(hub.base_of(folder))
+    base = hub.place_of(hub.base_of(folder))
     return weights_sha256(base) if base else None
 
 
@@ -121,8 +132,22 @@ def model_identity(model_path):
     if "adapter_sha256" in facts:
         return [facts[key] for key in ("fingerprint", "adapter_sha256", "merge")]
     if "base" in facts:
-        texts = [path for path in sorted(folder.iterdir()) if path.name.startswith(("token", "chat_template"))]
-        return [facts["weights_sha256"], *map(sha256_file, texts)]
+        return checkpoint_identity(folder, facts["weights_sha256"])
     return [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()
     ]
+
+
+def base_identity(model_id):
+    """`model_identity` of a base, the same in the hub's cache as in the folder that it is fetched to."""
+    place = hub.place_of(model_id)
+    if place and not hub.folder_of(model_id):
+        return checkpoint_identity(place, weights_sha256(place))
+    return model_identity(place or model_id)
+
+
+def checkpoint_identity(folder, weights):
+    """What distinguishes a checkpoint of the hub: weights, and the tokenizer's files that every loading brings."""
+    vocabulary = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "tokenizer.model"
+    texts = [folder / name for name in ("chat_template.jinja", vocabulary, "tokenizer_config.json")]
+    return [weights, *(sha256_file(path) for path in texts if path.is_file())]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common import read_json, sha256_text
 from constrained_decode import load_engine
+from language_model import hub
 from language_model.model_folder import model_identity
 from service import metrics
 from service.bodies import Refused
@@ -42,7 +43,6 @@ class Service:
         self.asking = asyncio.Lock()  # the engine's last sign of life
         self.asked_s = -READY_EVERY_S
         self.was_up = False
-        self.fingerprint = None if settings.upstream else fingerprint(settings.model_path)
 
     def close(self):
         self.is_open = False
@@ -95,10 +95,13 @@ class Service:
 
     @property
     def identity(self):
-        """Which model answers, for decisions and kept answers; of a server elsewhere only the name is known."""
+        """Which model answers, for decisions and kept answers; of a server elsewhere only the name is known.
+
+        Asked once the model is loaded: an adapter's base may be fetched for that.
+        """
         if self.settings.upstream:
             return f"{self.settings.upstream}:{self.engine.model}"
-        return f"{Path(self.settings.model_path).name}:{self.fingerprint[:12]}"
+        return f"{Path(self.settings.model_path).name}:{fingerprint(self.settings.model_path)[:12]}"
 
     async def is_ready(self):
         """Whether the next request would be answered: the model is loaded; its server gives a sign of life, or it does
@@ -200,9 +203,12 @@ class Service:
 
 
 def fingerprint(model_path):
-    """Of the model's weights, as its manifest names them, else of its files."""
+    """Of the model's weights, as its manifest names them; of an adapter with its base, or without a manifest, of all
+    that distinguishes it.
+    """
     manifest = Path(model_path) / "manifest.json"
-    named = read_json(manifest).get("weights_sha256") if manifest.is_file() else None
+    is_whole = manifest.is_file() and not hub.is_adapter(model_path)
+    named = read_json(manifest).get("weights_sha256") if is_whole else None
     return named or sha256_text(json.dumps(model_identity(model_path)))
 
 

@@ -13,69 +13,142 @@ from common import in_words
 from training import merge_adapter, micro_batch, parity
 from training.processes import n_processes
 
-PASSES = 2
-# Passes over a parity prompt: alone, in a batch, and its answer, by the adapter and by the merged model.
-PASSES_OF_THE_GATE = 6
-MODELS_LOADED = 3  # with the adapter, to fold, and merged
+LEAST_S = 0.3  # a small model's pass takes some 20 ms, and one alone may meet whatever else the machine does
 ROWS_TIMED = 8  # validation rows
+MODELS_LOADED = 3  # with the adapter, to fold, and merged
 
 
 @dataclasses.dataclass(frozen=True)
-class Duration:
-    seconds: float
-    words: str
+class Costs:
+    """Measured seconds: a token of each kind of pass, a look at the selection's rows, and one loading of the model."""
+
+    trained: float
+    judged: float  # in micro-batches
+    alone: float  # one row at a time
+    selection: float
+    load: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is ahead: steps, validations, and tokens of each kind of pass."""
+
+    steps: int
+    validations: int
+    trained: float
+    validation: float
+    gate: float
+    calibration: float
 
 
 def estimated(trainer, steps_done=0):
-    """The time of the steps that are left, of the validations and of the merge."""
-    plan = trainer.plan
-    with micro_batch.undisturbed(trainer):
-        micro_s = seconds_of_a_pass(trainer, plan.per_device)
-        row_s = seconds_of_a_validation_row(trainer)
-        judging_s = trainer.selection.seconds(trainer)
-    n_rows = len(trainer.train_dataset)
-    per_epoch = math.ceil(n_rows / (plan.a_step * n_processes()))
-    steps = max(0, math.ceil(per_epoch * trainer.args.num_train_epochs) - steps_done)
-    # The last step of an epoch is short where the rows do not fill it.
-    passes = n_rows * trainer.args.num_train_epochs / n_processes() / plan.per_device
-    passes *= steps / max(1, steps + steps_done)
-    every = max(1, math.ceil((steps + steps_done) * trainer.args.eval_steps))
-    validations = math.ceil((steps + steps_done) / every) - steps_done // every
-    n_val = len(trainer.eval_dataset) / n_processes()
-    seconds = passes * micro_s + validations * (n_val * row_s + judging_s) + merge_seconds(trainer, row_s)
-    looks = f"{validations} validation{'' if validations == 1 else 's'}"
-    return Duration(seconds, f"{in_words(seconds)} ({steps:,} steps of {plan.rows_a_step} rows, {looks}, merge)")
+    """The time from now to the merged model in words; memory that does not suffice to measure it ends no training."""
+    costs = None
+    try:
+        with micro_batch.undisturbed(trainer):
+            costs = measured(trainer)
+    except torch.cuda.OutOfMemoryError:
+        pass
+    if costs is None:
+        # Only now does no traceback hold the failed pass's tensors any more.
+        micro_batch.release()
+        return "not known, there is too little memory to measure it"
+    work = ahead(trainer, steps_done)
+    spent = parts(costs, work)
+    looks = f"{work.validations} validation{'' if work.validations == 1 else 's'}"
+    return (
+        f"{in_words(sum(spent.values()))} from here to the merged model ({work.steps:,} steps of "
+        f"{trainer.plan.rows_a_step} rows {in_words(spent['steps'])}, {looks} {in_words(spent['validations'])}, "
+        f"merge and its checks {in_words(spent['merge'])})"
+    )
 
 
-def seconds_of_a_pass(trainer, n):
-    """Forward and backward of n rows of typical lengths; the first pass of a shape only warms up on a GPU."""
-    rows = typical(trainer.train_dataset, n)
-    seconds = []
-    for _ in range(PASSES if torch.cuda.is_available() else 1):
-        start = time.perf_counter()
-        micro_batch.forward_and_backward(trainer, rows)
-        seconds.append(time.perf_counter() - start)
-        trainer.model.zero_grad(set_to_none=True)
-    return seconds[-1]
+def parts(costs, work):
+    """{part of the run: seconds}."""
+    # The gate reads its prompts one by one, in batches, and with their answers, by two models.
+    gate = 2 * work.gate * (2 * costs.alone + costs.judged)
+    return {
+        "steps": work.trained * costs.trained,
+        "validations": work.validations * (work.validation * costs.judged + costs.selection),
+        "merge": gate + work.calibration * costs.judged + MODELS_LOADED * costs.load,
+    }
 
 
-def seconds_of_a_validation_row(trainer):
-    """The loss of one validation row."""
+def measured(trainer):
+    # More rows at once than validation takes could want more memory than it does.
     rows = typical(trainer.eval_dataset, min(ROWS_TIMED, trainer.args.per_device_eval_batch_size))
-    start = time.perf_counter()
+    return Costs(
+        seconds_of_a_trained_token(trainer),
+        seconds_of_a_read_token(trainer, [rows]),
+        seconds_of_a_read_token(trainer, [[row] for row in rows]),
+        trainer.selection.seconds(trainer),
+        trainer.load_s,
+    )
+
+
+def ahead(trainer, steps_done):
+    """The Work that is left."""
+    plan = trainer.plan
+    epochs = trainer.args.num_train_epochs
+    all_steps = math.ceil(math.ceil(len(trainer.train_dataset) / (plan.a_step * n_processes())) * epochs)
+    steps = max(0, all_steps - steps_done)
+    every = max(1, math.ceil(all_steps * trainer.args.eval_steps))
+    n_val = len(trainer.eval_dataset)
+    of_validation = sum(micro_batch.lengths(trainer.eval_dataset))
+    # A gate that has read all rows leaves none for the calibration.
+    calibrated = n_val if n_val > parity.N_PROMPTS and trainer.selection.branch else 0
+    return Work(
+        steps=steps,
+        validations=math.ceil(all_steps / every) - steps_done // every,
+        trained=sum(micro_batch.lengths(trainer.train_dataset)) * epochs / n_processes() * steps / max(1, all_steps),
+        validation=of_validation / n_processes(),
+        gate=of_validation * min(parity.N_PROMPTS, n_val) / n_val,
+        calibration=of_validation * min(merge_adapter.N_CALIBRATION, calibrated) / n_val,
+    )
+
+
+def seconds_of_a_trained_token(trainer):
+    """Forward and backward of one micro-batch of typical lengths."""
+    rows = typical(trainer.train_dataset, trainer.plan.per_device)
+    return seconds_of(lambda: learn(trainer, rows)) / n_tokens(rows)
+
+
+def seconds_of_a_read_token(trainer, batches):
+    """The loss of these batches."""
     trainer.model.eval()
     with torch.no_grad():
-        trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
-    return (time.perf_counter() - start) / len(rows)
+        seconds = seconds_of(lambda: [read(trainer, batch) for batch in batches])
+    return seconds / sum(map(n_tokens, batches))
 
 
-def merge_seconds(trainer, row_s):
-    """The gate's passes over its prompts, the temperature's over validation rows, and each model loaded."""
-    n_val = len(trainer.eval_dataset)
-    passes = PASSES_OF_THE_GATE * min(parity.N_PROMPTS, n_val)
-    if n_val > parity.N_PROMPTS and trainer.selection.branch:
-        passes += min(merge_adapter.N_CALIBRATION, n_val)
-    return passes * row_s + MODELS_LOADED * trainer.load_s
+def seconds_of(work):
+    """The mean time of a piece of work; on a GPU, the first pass of a shape only warms up."""
+    if torch.cuda.is_available():
+        work()
+    n = 0
+    start = time.perf_counter()
+    while n == 0 or time.perf_counter() - start < LEAST_S:
+        work()
+        n += 1
+    return (time.perf_counter() - start) / n
+
+
+def learn(trainer, rows):
+    try:
+        micro_batch.forward_and_backward(trainer, rows)
+    finally:
+        # A pass's gradients would become part of the first step.
+        trainer.model.zero_grad(set_to_none=True)
+
+
+def read(trainer, rows):
+    trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(rows)))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def n_tokens(rows):
+    return sum(len(row["input_ids"]) for row in rows)
 
 
 def typical(examples, n):

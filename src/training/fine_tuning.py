@@ -94,7 +94,7 @@ def use(trainer, choice, config, checkpoints):
     trainer.micro_batch = choice
     micro_batch.keep(checkpoints, choice, trainer.plan)
     say(choice.words)
-    say(f"time, estimated: {duration.estimated(trainer, step_of(last) if last else 0).words}")
+    say(f"time, estimated: {duration.estimated(trainer, step_of(last) if last else 0)}")
 
 
 def run_from_the_last(trainer, checkpoints):

@@ -6,7 +6,6 @@ added in float32 and rounded once. Folding into the 4-bit weights themselves wou
 
 import dataclasses
 import shutil
-from pathlib import Path
 
 import dataset
 from common import WorkFailed, folder_written_whole, read_json, sha256_file
@@ -82,15 +81,8 @@ def check_disk(lora, merged):
 
 def base_bytes(base):
     """Size of the base model's weights where they lie in a folder or in the hub's cache; 0 when unknown."""
-    folder = Path(hub.local_or_hub(base))
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(base, "config.json")
-        if not isinstance(found, str):
-            return 0
-        folder = Path(found).parent
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    place = hub.place_of(base)
+    return sum(path.stat().st_size for path in place.glob("*.safetensors")) if place else 0
 
 
 def qlora_base(config):

@@ -159,11 +159,17 @@ def longest_rows(trainer, n):
 
 
 def by_length(examples):
-    """Positions of a data set's rows, shortest first; the token ids themselves are not turned into Python's."""
-    lengths = []
+    """Positions of a data set's rows, shortest first."""
+    n_tokens = lengths(examples)
+    return sorted(range(len(n_tokens)), key=n_tokens.__getitem__)
+
+
+def lengths(examples):
+    """Tokens of each row; the token ids themselves are not turned into Python's."""
+    found = []
     for table in examples.with_format("arrow").iter(batch_size=10_000):
-        lengths += pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
-    return sorted(range(len(lengths)), key=lengths.__getitem__)
+        found += pyarrow.compute.list_value_length(table["input_ids"]).to_pylist()
+    return found
 
 
 @contextlib.contextmanager

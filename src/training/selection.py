@@ -141,7 +141,17 @@ def prompts_of(examples):
 
 
 def over_all_processes(trainer, prompts, work):
-    """`work(model, prompts)` -> one result a prompt, each process on its share, in batches of similar length."""
+    """`work(model, prompts)` -> one result a prompt, each process on its share."""
+    found = on_this_process(trainer, prompts, work)
+    if trainer.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        found = dict(gather_object(list(found.items())))
+    return [found[at] for at in range(len(prompts))]
+
+
+def on_this_process(trainer, prompts, work):
+    """{position: result} of this process's share, in batches of similar length."""
     accelerator = trainer.accelerator
     model = trainer.model
     mine = range(accelerator.process_index, len(prompts), accelerator.num_processes)
@@ -152,18 +162,17 @@ def over_all_processes(trainer, prompts, work):
         for batch in batches(prompts, mine):
             found |= zip(batch, work(model, [prompts[at] for at in batch]), strict=True)
     model.train(was_training)
-    if accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        found = dict(gather_object(list(found.items())))
-    return [found[at] for at in range(len(prompts))]
+    return found
 
 
 def seconds_of_all(trainer, prompts, work):
-    """The time of `over_all_processes` for these prompts, from a few of them."""
+    """The time of `over_all_processes` for these prompts, from a few of them.
+
+    Nothing is gathered: a process that runs out of memory would leave the others waiting.
+    """
     few = prompts[:: max(1, len(prompts) // PROMPTS_TIMED)]
     start = time.perf_counter()
-    over_all_processes(trainer, few, work)
+    on_this_process(trainer, few, work)
     return (time.perf_counter() - start) * len(prompts) / len(few)
 
 

@@ -13,6 +13,7 @@ from config import load_config
 from constrained_decode import llama_cpp, load_engine, sglang, vllm
 from language_model import adapter, chat_template, hub, model_folder
 from language_model.verdict_branch import find_branch, verdict_probabilities
+from service import answering
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
 from training import shipping
@@ -220,7 +221,11 @@ def test_an_adapter_that_the_merged_model_was_not_made_from_is_not_shipped(train
 
 def test_an_adapter_is_known_by_the_base_that_it_meets(trained, tmp_path):
     folder = copy_of(trained, tmp_path / "a")
-    before = model_folder.model_identity(folder)
-    other = shutil.copytree(trained.merged, tmp_path / "other")
-    rename_base(folder, other)
-    assert model_folder.model_identity(folder) != before
+    before = [model_folder.model_identity(folder), answering.fingerprint(folder)]
+    base = tmp_path / "base"
+    shutil.copytree(trained.base, base)
+    rename_base(folder, base)
+    one = answering.fingerprint(folder)
+    shutil.copy(trained.merged / "model.safetensors", base)
+    assert answering.fingerprint(folder) != one, "the same names and another base"
+    assert model_folder.model_identity(folder) != before[0] and one != before[1]

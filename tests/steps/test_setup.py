@@ -5,6 +5,7 @@ they are asked.
 import os
 import stat
 import subprocess
+import time
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ CONDA = """#!/bin/sh
 echo "conda $*" >> "$NOTES"
 case "$1" in
   env) mkdir -p "$PREFIX/bin"; ln -sf {python} "$PREFIX/bin/python" ;;
-  run) shift 3; shift; case "$*" in "-m pip "*) ;; *) echo "$PREFIX/bin" ;; esac ;;
+  run) shift 3; shift; case "$*" in "-m pip "*) [ -z "$PIP_FAILS" ] ;; *) echo "$PREFIX/bin" ;; esac ;;
 esac
 """
 
@@ -91,6 +92,21 @@ def test_a_failed_install_is_tried_again(project, tmp_path):
     assert make(project, "setup", path, PIP_FAILS="1").returncode != 0
     assert not (project / ".env" / "bin").exists()
     assert make(project, "setup", path).returncode == 0
+
+
+@pytest.mark.parametrize("conda", [False, True])
+def test_a_failed_update_leaves_the_old_environment_and_is_tried_again(project, tmp_path, conda):
+    path = programs(tmp_path / "bin", python3=PYTHON, **({"conda": CONDA} if conda else {}))
+    assert make(project, "setup", path).returncode == 0
+    old = (project / ".env" / "bin").read_text()
+    os.utime(project / "requirements.txt", (time.time() + 1, time.time() + 1))
+    assert make(project, "setup", path, PIP_FAILS="1").returncode != 0
+    assert (project / ".env" / "bin").read_text() == old
+    before = len(notes(project))
+    os.utime(project / "requirements.txt")
+    os.utime(project / ".env" / "bin", (1, 1))
+    assert make(project, "setup", path).returncode == 0
+    assert len(notes(project)) > before
 
 
 def test_other_targets_set_up_by_themselves(project, tmp_path):
