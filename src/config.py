@@ -87,6 +87,7 @@ class Config:
     chat: Chat = field(default_factory=Chat)
     merge: Merge = field(default_factory=Merge)
     package: Package | None = None
+    about: str | None = None  # what the model is, in a sentence for the report
 
 
 def load_config(path, overrides=(), overlay=None):

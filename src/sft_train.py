@@ -105,7 +105,7 @@ def training_fingerprint(args, config, task):
     """The name of what the adapter depends on: settings other than the merge's, prompts, base model, and the code."""
     facts = {
         "settings": {
-            key: value for key, value in dataclasses.asdict(config).items() if key not in ("merge", "package")
+            key: value for key, value in dataclasses.asdict(config).items() if key not in ("merge", "package", "about")
         },
         "task": [task.name, task.select_by],
         "prompts": [sha256_file(args.train), sha256_file(args.val)],

@@ -35,6 +35,9 @@ class Comparison:
     def resource_notes(self):
         return resource_notes(self.models, self.task)
 
+    def about(self):
+        return [(model, model.about) for model in self.models if model.about]
+
     def provenance(self):
         return [*provenance(self.models), *latency.provenance(self.runs)]
 
@@ -50,6 +53,7 @@ class Comparison:
             "\n".join(f"- [{number}] {md(note)}" for number, note in enumerate(self.notes, 1)),
             self.md_intervals(),
             latency.markdown(self.runs, self.task),
+            md_list("What the models are", self.about()),
             md_list("Memory, precision and quantisation", self.resource_notes()),
             md_list("Where the numbers come from", sources),
         ]

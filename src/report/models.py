@@ -29,6 +29,7 @@ class Model:
     metrics_path: Path | None = None
     predictions: tuple = ()
     files: tuple = ()
+    about: str = ""
 
     def kpi(self, name):
         return self.metrics["kpis"].get(name) if self.metrics else None
@@ -59,6 +60,7 @@ def find_models(reports, configs, task):
         for path in sorted(configs.glob("*.yaml"))
         if path.stem not in names and path.stem != STANDIN
     ]
+    tell_what_they_are(measured, configs)
     return sorted(
         measured + waiting,
         key=lambda model: (model.metrics is None, model.kind == BASELINE, model.title.casefold(), model.name),
@@ -67,7 +69,16 @@ def find_models(reports, configs, task):
 
 def planned_model(path):
     config = load_config(path)
-    return Model(path.stem, config.name, config.model_id, LANGUAGE_MODEL, files=(path,))
+    return Model(path.stem, config.name, config.model_id, LANGUAGE_MODEL, files=(path,), about=config.about or "")
+
+
+def tell_what_they_are(measured, configs):
+    """Give each measured model the words of the YAML of its name, or of the one with its checkpoint."""
+    known = {path.stem: load_config(path) for path in sorted(configs.glob("*.yaml"))}
+    of_checkpoint = {config.model_id: config for config in known.values()}
+    for model in measured:
+        if config := known.get(model.name) or of_checkpoint.get(model.checkpoint):
+            model.about = config.about or ""
 
 
 def read_model(path, task):

@@ -29,6 +29,7 @@ def page(report, most_wrong):
         "jumps": "".join(
             f'<li><a href="#model-{at}">{escape(model.title)}</a></li>' for at, model in enumerate(report.measured)
         ),
+        "about": definitions([(model.title, text) for model, text in report.about()]),
         "resources": html_resources(report),
         "provenance": html_provenance(report),
         "wrong": json_in_html(wrong_answers(report, most_wrong)),

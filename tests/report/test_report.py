@@ -359,3 +359,12 @@ def test_predictions_that_are_missing_broken_or_not_the_scored_ones_are_refused(
     predictions.unlink()
     with pytest.raises(UserError, match="phi4mini_metrics.json: its predictions"):
         bench.make()
+
+
+def test_the_report_says_what_each_model_is(bench):
+    yaml = bench.configs / "phi4mini.yaml"
+    yaml.write_text(yaml.read_text() + "about: a model with {{wrong}} in its words\n")
+    bench.put("phi4mini_shipped", bench.good, checkpoint="some/phi4mini")
+    bench.make()
+    for name in ("index.html", "model_comparison.md"):
+        assert "a model with {{wrong}} in its words" in bench.text(name) and "What the models are" in bench.text(name)
