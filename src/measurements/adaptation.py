@@ -292,9 +292,10 @@ def training_facts(merged):
     """What the merged model's manifest says of its training."""
     facts = read_json(merged / "manifest.json")
     calibration = merged / "calibration.json"
+    begun_from = facts["config"]["peft"]["start_from"]
     return {
         "train": facts["config"]["train"],
-        "peft": facts["config"]["peft"],
+        "peft": facts["config"]["peft"] | {"start_from": begun_from and shown_path(begun_from)},
         "calibration": read_json(calibration) if calibration.is_file() else None,
         "versions": facts["versions"],
         **{key: facts["training"].get(key) for key in KEPT_FACTS},

@@ -3,18 +3,21 @@ docs/measured --into docs/results.md
 
 A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/measure.py
 transfer measured with it. In h200/ lie manifests of src/eval_latency_throughput.py, in service/ those of src/measure.py
-service.
+service; smollm2/ and micro_batches/ are described in _model_tables.py, adaptation/ in _adaptation_curve.py.
 """
 
 import argparse
 import statistics
 from pathlib import Path
 
-from common import UserError, read_json
+from common import UserError, read_json, write_text
+from measurements._adaptation_curve import curve_plot, curve_table
+from measurements._model_tables import micro_batches_table, models_table
 from measurements._serving_tables import gpu_row, gpu_speed_table, service_table
 from report import marked_text
 from report.marked_text import md_table
 
+PLOT = "pairs.svg"  # beside the results page
 # Which setting a run of the ablation changed, in words.
 ARMS = {
     "base": "all ingredients",
@@ -33,11 +36,15 @@ def main():
         "ablation": ablation_table(args.runs),
         "faithful": faithful_table(args.runs),
         "gpu_speed": gpu_speed_table(args.runs / "h200"),
+        "models": models_table(args.runs / "smollm2"),
+        "micro_batches": micro_batches_table(args.runs / "micro_batches"),
+        "pairs": curve_table(args.runs / "adaptation"),
     }
     for name, table in tables.items():
         marked_text.put(args.into, name, table)
     marked_text.put(args.serving, "service", service_table(args.runs / "service"))
     marked_text.put(args.readme, "worth", worth_table(args.runs))
+    write_text(args.into.parent / PLOT, curve_plot(args.runs / "adaptation"))
 
 
 def parse_args():

@@ -14,6 +14,9 @@ TABLES = {
     "ablation": measured_tables.ablation_table,
     "faithful": measured_tables.faithful_table,
     "gpu_speed": lambda runs: measured_tables.gpu_speed_table(runs / "h200"),
+    "models": lambda runs: measured_tables.models_table(runs / "smollm2"),
+    "micro_batches": lambda runs: measured_tables.micro_batches_table(runs / "micro_batches"),
+    "pairs": lambda runs: measured_tables.curve_table(runs / "adaptation"),
 }
 
 
@@ -57,6 +60,38 @@ def test_the_results_page_shows_what_was_measured(name):
     text = path.read_text(encoding="utf-8")
     before, after = marked_text.around(path, name)
     assert TABLES[name](RUNS) in text[len(before) : len(text) - len(after)]
+
+
+def test_the_plot_beside_the_page_is_that_of_the_measured_runs():
+    drawn = measured_tables.curve_plot(RUNS / "adaptation")
+    assert (ROOT / "docs" / measured_tables.PLOT).read_text(encoding="utf-8") == drawn
+
+
+def adapted(title, pairs, seed, before, after, boosting):
+    scorers = {name: {"metrics": {"f1": {"value": value}}} for name, value in locals().items() if name in SCORERS}
+    return {"model": {"title": title}, "pairs": pairs, "seed": seed, "sets": {"a_set": {"scorers": scorers}}}
+
+
+SCORERS = ("before", "after", "boosting")
+
+
+def test_a_curve_tells_seeds_apart_and_leaves_out_what_did_not_run(tmp_path):
+    put(tmp_path, "one", adapted("Small", 100, 1, 0.5, 0.8, 0.7))
+    put(tmp_path, "two", adapted("Small", 100, 2, 0.5, 0.9, 0.6))
+    put(tmp_path, "same pairs, another model", adapted("Large", 100, 2, 0.6, 1.0, 0.6))
+    put(tmp_path, "more", adapted("Large", 1000, 2, 0.6, 1.0, 0.8))
+    failed = adapted("Large", 5000, 2, 0, 0, 0)
+    failed["sets"]["a_set"] = {"reason": "too few"}
+    put(tmp_path, "failed", failed)
+    rows = measured_tables.curve_table(tmp_path).splitlines()[2:]
+    assert rows == [
+        "| a set | 0 | 0.600 (n = 1) | 0.500 ± 0.000 (n = 2) | not run |",
+        "| a set | 100 | 1.000 (n = 1) | 0.850 ± 0.071 (n = 2) | 0.650 ± 0.071 (n = 2) |",
+        "| a set | 1,000 | 1.000 (n = 1) | not run | 0.800 (n = 1) |",
+    ]
+    plot = measured_tables.curve_plot(tmp_path)
+    assert plot.count("<circle") == 3 + 3 + 2 + 2, "a legend of three, and a mark for every cell that ran"
+    assert ">0.5<" in plot, "the floor lies below the lowest value"
 
 
 def h200(name, **changed):
