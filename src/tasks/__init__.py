@@ -283,9 +283,15 @@ def file_problem(task):
         return f"schema: {task.file.schema} is neither in the task's folder nor in the project"
     if (task.answer == "verdict") != (task.file.verdict is not None):
         return "answer: verdict and the section verdict (key, review) belong together; one is here without the other"
-    if task.answer == "json" and task.answer_schema.get("type") != "object":
+    if task.answer == "json" and not describes_objects(task.answer_schema):
         return f"schema: {task.file.schema} must describe an object (type: object), as the answer of a json task is one"
     return verdict_problem(task) if task.file.verdict else None
+
+
+def describes_objects(schema):
+    """Whether whatever fits is an object: the schema says so, or each of its alternatives does."""
+    parts = schema.get("anyOf", [schema]) if isinstance(schema, dict) else [schema]
+    return all(isinstance(one, dict) and one.get("type") == "object" for one in parts)
 
 
 def verdict_problem(task):
