@@ -99,18 +99,23 @@ SHIPPED := $(subst -,_,$(notdir $(OWN))) $(patsubst models/$(TASK)-%/adapter_con
 MODEL ?= $(firstword $(SHIPPED))
 SHIPPED_FLAG = $(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)),$(if $(MODEL),--model_path $(if $(and $(OWN),$(filter $(subst -,_,$(notdir $(OWN))),$(MODEL))),$(OWN),models/$(TASK)-$(MODEL))))
 
-## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl; without it a few examples; MODEL=)
+## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl or REQUEST=; without them a few examples; MODEL=)
 ## make ask-<model>       the same of a trained model
 ## PAIRS        cases to ask about, one a line
 PAIRS ?= $(firstword $(wildcard $(T)/sample_pairs.jsonl $(T)/sample.jsonl))
 ## OUT          file for the answers of make ask; it keeps each as it comes, and a run that was stopped goes on
 OUT ?=
-ASK = $(PYTHON) src/ask.py --pairs "$(PAIRS)" $(if $(OUT),--out "$(OUT)") $(TASK_FLAG)
+## REQUEST      one case to ask about, in words or as JSON
+REQUEST ?=
+# From the environment, so that no quote in it means anything to the shell; behind -- no dash is an option.
+export REQUEST
+ASKED = $(if $(REQUEST),-- "$$REQUEST",--pairs "$(PAIRS)")
+ASK = $(PYTHON) src/ask.py $(if $(OUT),--out "$(OUT)") $(TASK_FLAG)
 .PHONY: ask $(MODELS:%=ask-%)
 ask: $(ENV)
-	@$(ASK) $(SHIPPED_FLAG)
+	@$(ASK) $(SHIPPED_FLAG) $(ASKED)
 $(MODELS:%=ask-%): ask-%: $(ENV)
-	@$(ASK) --model_path $(O)/$*-merged --backend $(BACKEND)
+	@$(ASK) --model_path $(O)/$*-merged --backend $(BACKEND) $(ASKED)
 
 ## make prep              data/all.jsonl, or the file that IN= names -> train, val, test and prompts; synthetic pairs where there is neither
 ## IN           labelled rows: JSON Lines, or a CSV, TSV, Excel or Parquet table

@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 
 from common import parse_json, read_lines
+from tasks import answers
 from tasks.case_limits import size_problem
 
 
@@ -37,6 +38,7 @@ class Words:
     answer: str
     too_large: str
     too_long: str
+    refused: str  # behind what gets 422, where the task refuses requests itself
 
 
 def words_of(task):
@@ -50,6 +52,7 @@ def words_of(task):
         "answer": "verdict" if task.verdict else "answer",
         "too_large": f"Too large: the body, or the {case} for the model",
         "too_long": f"the {case} is longer than the model can read",
+        "refused": "",
     }
     return Words(**usual | task.hook("service", "WORDS", {}))
 
@@ -173,8 +176,7 @@ class TaskContract:
         more = self.detail_schemas()
         place = f"#/components/schemas/{self.schema_names()[1]}"
         if self.answer_key is None:
-            own = with_references_to(place, own)
-            return own | {"properties": own["properties"] | more}
+            return with_references_to(place, with_more_properties(own, more))
         inside = with_references_to(f"{place}/properties/{self.answer_key}", own)
         return {
             "type": "object",
@@ -202,6 +204,14 @@ def first_sample(task):
     if not path.is_file():
         return {}
     return next((parse_json(line) for _, line in read_lines(path) if line.strip()), {})
+
+
+def with_more_properties(schema, more):
+    """A schema of objects that may hold more; of alternatives each of them."""
+    if "anyOf" in schema:
+        inline = (answers.referred(one["$ref"], schema) if "$ref" in one else one for one in schema["anyOf"])
+        return schema | {"anyOf": [with_more_properties(one, more) for one in inline]}
+    return schema | {"properties": schema.get("properties", {}) | more}
 
 
 def with_references_to(place, schema):

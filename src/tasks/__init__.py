@@ -1,8 +1,8 @@
 """One folder = one task. The folder is the registry; a Task holds what every step may ask of it.
 
 A folder has task.yaml, prompt.md, data.py (what a row is) and sample.jsonl, and of these modules those that it needs:
-kpis.py (what an answer is worth), service.py, synthetic.py, importing.py, from_tables.py, completing.py, baseline.py.
-docs/tasks.md describes each.
+kpis.py (what an answer is worth), inference.py, service.py, synthetic.py, importing.py, from_tables.py, completing.py,
+baseline.py. docs/tasks.md describes each.
 """
 
 import argparse
@@ -28,6 +28,7 @@ DEFAULT = "crm"
 SELECTIONS = {True: ("macro_f1", "accuracy", "exact_pct", "loss"), False: ("exact_pct", "loss")}
 OPTIONAL_MODULES = (
     "kpis",
+    "inference",
     "service",
     "synthetic",
     "importing",
@@ -221,6 +222,10 @@ class Task:
     def parsed(self, text):
         """The answer that a text is, or None. Nothing is guessed from a text that is no answer."""
         return answers.parsed(self, text)
+
+    def outcome(self, text):
+        """What of a text goes to whoever asked, in use; scoring reads `parsed` alone."""
+        return answers.outcome(self, text)
 
     def completed(self, case, answer, how):
         """The answer with what it lacks, a new object where the task made something; `how` is keep, make or drop."""

@@ -4,6 +4,7 @@ A task's data.py may say otherwise with `completion(answer)` and `parsed(text)`.
 """
 
 import re
+from dataclasses import dataclass
 
 import jsonschema
 
@@ -18,6 +19,17 @@ ANY_TOOL_CALL = {
 }
 TOOL_NAME = re.compile(r'[^"<>]+')
 TOOL_CALL = re.compile(rf'<tool_call name="({TOOL_NAME.pattern})">(.*)</tool_call>', re.S)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What of a written text goes to whoever asked, and why the request has no better answer, in sentences.
+
+    An answer with reasons is a refusal of the task's own; reasons without an answer say what was wrong with it.
+    """
+
+    answer: object  # None where nothing may go out
+    reasons: tuple[str, ...] = ()
 
 
 def harmless(text):
@@ -76,6 +88,12 @@ def parsed(task, text):
     if task.answer == "tool_call":
         return tool_call(task, text)
     return parsed_answer(text, task.schema_checker)
+
+
+def outcome(task, text):
+    """What of a text goes to whoever asked: by default the answer that it is."""
+    own = task.hook("inference", "outcome")
+    return own(text) if own else Outcome(parsed(task, text))
 
 
 def tool_call(task, text):
