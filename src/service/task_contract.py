@@ -7,7 +7,7 @@ of a tool call. POST /answer/batch takes many. A service.py may name any of thes
     ROUTE                       where a case is posted; many are at ROUTE/batch
     ANSWER_KEY                  the body's key that holds the answer; None: the answer's own keys are the body
     DESCRIPTION                 the service in a sentence or two, for /openapi.json
-    WORDS                       what a case is called in messages, see Words
+    WORDS                       what a case is called in messages, see Words; "refused" where its inference.py refuses
     EXAMPLE, EXAMPLE_ANSWER     a case and its answer for /openapi.json; else the first row of sample.jsonl
     EXAMPLE_CHAT                the user's message of that case, on the chat route
     case_schema(limits, value)  the JSON Schema of a case, where `value` is that of a value inside it
