@@ -107,9 +107,12 @@ PAIRS ?= $(firstword $(wildcard $(T)/sample_pairs.jsonl $(T)/sample.jsonl))
 OUT ?=
 ## REQUEST      one case to ask about, in words or as JSON
 REQUEST ?=
-# From the environment, so that no quote in it means anything to the shell; behind -- no dash is an option.
-export REQUEST
-ASKED = $(if $(REQUEST),-- "$$REQUEST",--pairs "$(PAIRS)")
+define NEWLINE
+
+
+endef
+# As it was typed: no dollar sign in it is make's, no quote the shell's, and behind -- no dash begins an option.
+ASKED = $(if $(value REQUEST),-- '$(subst ','\'',$(subst $(NEWLINE), ,$(value REQUEST)))',--pairs "$(PAIRS)")
 ASK = $(PYTHON) src/ask.py $(if $(OUT),--out "$(OUT)") $(TASK_FLAG)
 .PHONY: ask $(MODELS:%=ask-%)
 ask: $(ENV)

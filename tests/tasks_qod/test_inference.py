@@ -1,8 +1,12 @@
 """From a sentence to a checked call, step by step: what leaves has passed the strict check, or says why not."""
 
+import os
+import subprocess
+
 import pytest
 
 import ask
+from common import ROOT
 from constrained_decode import Answer
 from support.qod_answers import CALL, REFUSAL, changed, text
 from tasks import load_task
@@ -80,6 +84,11 @@ def test_a_call_that_fails_a_check_does_not_leave():
     assert outcome.answer is None and "publicAddress must be one IPv4 address" in outcome.reasons[0]
 
 
+def test_a_sentence_is_said_once():
+    [reason] = inference.outcome(text(changed(("sink",), "http://a b"))).reasons
+    assert reason.count("https://") == 1
+
+
 def test_a_refusal_leaves_with_a_sentence_for_each_name():
     assert inference.call_for(SENTENCE, Writer(text(REFUSAL))) == REFUSAL
     outcome = inference.outcome(text(REFUSAL))
@@ -114,7 +123,27 @@ def test_asked_on_the_command_line_only_a_checked_call_or_a_refusal_is_an_answer
     written = (text(CALL), text(REFUSAL), bad, "I cannot do that.")
     found = ask.answered(Engine(*written), TASK, [TASK.messages({"request": SENTENCE})] * len(written))
     assert found[:2] == [CALL, REFUSAL]
-    assert found[2] == {"error": "the call failed a check: $.duration must be a whole number of seconds, at most 86400"}
+    reason = "the answer that the model wrote fails the checks: $.duration must be a whole number of seconds"
+    assert found[2].keys() == {"error"} and found[2]["error"].startswith(reason)
     assert found[3]["raw"] == "I cannot do that."
     # A refusal is the right answer to some requests: it ends no run with exit code 1.
     assert [isinstance(one, ask.Unanswered) for one in found] == [False, False, True, True]
+
+
+def asked_by_make(*words):
+    """The words that `make ask` hands to src/ask.py; in the place of Python stands a command that shows them."""
+    command = ["make", "--silent", "ask", "TASK=qod", "PYTHON=printf '%s|'", "PY=true", *words]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    return result.stdout.split("|")[:-1]
+
+
+@pytest.mark.parametrize("words", ['it\'s "q" -x; `id` $5 $(shell id) $$', "--out x", "Gaming, \\n two hours"])
+def test_make_hands_a_request_on_as_it_was_typed(words):
+    asked = asked_by_make(f"REQUEST={words}")
+    assert asked[0] == "src/ask.py" and asked[-2:] == ["--", words]
+
+
+def test_make_asks_about_a_file_where_there_is_no_request():
+    assert asked_by_make("PAIRS=mine.jsonl")[-2:] == ["--pairs", "mine.jsonl"]
+    assert asked_by_make("REQUEST=two\nlines")[-1] == "two lines"

@@ -49,7 +49,9 @@ def outcome(text):
     if value is None:
         return Outcome(None)
     if violations:
-        return Outcome(None, tuple(f"the call failed a check: {one.path} {one.words}" for one in violations))
+        # A sink may break two rules with one sentence.
+        failed = dict.fromkeys(f"{one.path} {one.words}" for one in violations)
+        return Outcome(None, (f"the answer that the model wrote fails the checks: {'; '.join(failed)}",))
     return Outcome(value, reasons(value) if checks.is_refusal(value) else ())
 
 
