@@ -136,6 +136,8 @@ class Service:
         keeps = self.reviews is not None and self.settings.keep_traffic
         outcome, reply = await self._outcome(self.task.messages(case), with_shares or keeps, is_patient)
         if outcome.reasons:
+            if outcome.answer is None:
+                metrics.FAILED.labels("failed a check").inc()
             raise Refused(422, "; ".join(outcome.reasons), answer=outcome.answer)
         if keeps:
             self.reviews.offer(case, answer=outcome.answer, probabilities=reply.probabilities)

@@ -57,6 +57,7 @@ def test_a_call_that_fails_a_check_gets_422_without_the_call(served):
     response = served.post("/qod", json={"request": "fail at once"})
     assert response.status_code == 422 and response.json().keys() == {"error"}
     assert "$.duration" in response.json()["error"] and "90" not in response.json()["error"]
+    assert 'steward_unanswered_total{why="failed a check"}' in served.get("/metrics").text
 
 
 def test_a_text_without_json_is_the_models_failure(served):
