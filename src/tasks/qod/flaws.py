@@ -93,7 +93,8 @@ def conflicting(voice, name):
     if name == "device.publicPort":
         address, port, other = voice.source.public_v4(voice.rng), *facts.distinct(values.device_port, voice.rng, 2)
         return [Fact("device", voice.say("either", a=kept(f"{address}:{port}"), b=kept(f"{address}:{other}")))]
-    make = {"device": one_device, "applicationServer": one_server, "qosProfile": one_profile, "sink": one_sink}[name]
+    device = voice.rng.choice((one_phone, one_phone, one_address))
+    make = {"device": device, "applicationServer": one_server, "qosProfile": one_profile, "sink": one_sink}[name]
     key = {"qosProfile": "named", "applicationServer": "server"}.get(name, name)
     first = make(voice)
     second = make(voice)
@@ -102,9 +103,11 @@ def conflicting(voice, name):
     return stated_twice(voice, key, first, second)
 
 
-def one_device(voice):
-    if voice.rng.random() < 0.7:
-        return kept(facts.written_phone(voice.rng, *voice.source.phone(voice.rng)))
+def one_phone(voice):
+    return kept(facts.written_phone(voice.rng, *voice.source.phone(voice.rng)))
+
+
+def one_address(voice):
     return kept(f"{voice.source.public_v4(voice.rng)}:{values.device_port(voice.rng)}")
 
 
@@ -132,7 +135,10 @@ def stated_twice(voice, key, first, second):
     """Both in one breath, or the second in a sentence later on."""
     if voice.rng.random() < 0.65:
         return [Fact(key, voice.say("either", a=first, b=second))]
-    return [Fact(key, first), Fact(key, second, sentence=f"{voice.pick('contradiction')} {second}.")]
+    # The label says of what: an address alone might be the device's or the server's.
+    label = voice.words[f"label_{key}"][0]
+    label = label if voice.language == "de" else label.lower()
+    return [Fact(key, first), Fact(key, second, sentence=f"{voice.pick('contradiction')} {label} {second}.")]
 
 
 # A value that cannot be used

@@ -37,8 +37,6 @@ PHRASES = {
 
 def capital(text):
     at = next((at for at, letter in enumerate(text) if letter.isalnum()), 0)
-    if "\x02" in text[:at]:  # a value begins the sentence, and values stay as they are
-        return text
     return text[:at] + text[at].upper() + text[at + 1 :]
 
 
@@ -74,13 +72,14 @@ def with_asides(voice, sentences):
     """The sentences with what is beside the point between them."""
     rng = voice.rng
     n_fillers = rng.choices((0, 1, 2, 4, 7), weights=(64, 22, 8, 4, 2))[0]
-    asides = [voice.say("filler") for _ in range(n_fillers)]
+    templates = voice.words["filler"]
+    asides = [voice.filled(one) for one in rng.sample(templates, min(n_fillers, len(templates)))]
     if rng.random() < 0.22:
         asides.append(voice.say("distractor"))
     if rng.random() < 0.05:
         asides.append(voice.say("injection"))
     found = list(sentences)
-    for aside in dict.fromkeys(asides):
+    for aside in asides:
         found.insert(rng.randint(0, len(found)), aside)
     return found
 
@@ -267,3 +266,4 @@ LAYOUTS = {
     "command_line": command_line,
     "calendar_entry": calendar_entry,
 }
+WRITTEN_BY_MACHINES = ("yaml_note", "json_note", "log_line", "command_line")

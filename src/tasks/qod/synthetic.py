@@ -11,7 +11,7 @@ from tasks.qod import facts, flaws, layouts, profiles
 from tasks.qod.facts import weighted
 from tasks.qod.typing_habits import typed
 from tasks.qod.values import SOURCES
-from tasks.qod.wording import LANGUAGES, POOLS, Voice
+from tasks.qod.wording import LANGUAGES, POOLS, Voice, plain
 
 CHOICES = (*POOLS, "all")
 USE_KINDS = tuple(profiles.PROFILE_OF_USE)
@@ -60,7 +60,7 @@ def drawn(rng, pool):
         one = rng.choice(POOLS) if pool == "all" else pool
         language = weighted(rng, LANGUAGES)
         kind, text, answer = said(Voice(language, one, SOURCES[one], rng))
-        request = typed(text, rng)
+        request = plain(text) if kind in layouts.WRITTEN_BY_MACHINES else typed(text, rng)
         if len(request) <= MOST_CHARACTERS:
             return kind, language, request, answer
 

@@ -63,6 +63,9 @@ class Voice:
         text = self.pick(key)
         if value is not None:
             text = text.replace("{}", value)
+        return self.filled(text, **values)
+
+    def filled(self, text, **values):
         return text.format_map(Gaps(self, values)) if "{" in text else text
 
     def use(self, name):
