@@ -26,6 +26,8 @@ FOLDER = Path(__file__).parent
 DEFAULT = "crm"
 # What may pick the checkpoint, by whether the task has a verdict.
 SELECTIONS = {True: ("macro_f1", "accuracy", "exact_pct", "loss"), False: ("exact_pct", "loss")}
+# The sections of a model's YAML that a task may lay its own values over.
+OVERLAID = ("gen", "train", "peft", "dpo")
 OPTIONAL_MODULES = (
     "kpis",
     "inference",
@@ -63,9 +65,10 @@ class TaskFile:
     example: str | None = None  # an input on one line, in messages
     shipped: str | None = None  # folder of the model that ships with the project for this task
     columns: dict[str, str] = field(default_factory=dict)  # of the comparison table, in order: title -> KPI
-    gen: dict = field(default_factory=dict)  # these three lie over the sections of the same name in a model's YAML
+    gen: dict = field(default_factory=dict)  # these four lie over the sections of the same name in a model's YAML
     train: dict = field(default_factory=dict)
     peft: dict = field(default_factory=dict)
+    dpo: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class Task:
     @property
     def overlay(self):
         """{section: {key: value}} that lies over a model's YAML."""
-        return {name: dict(values) for name in ("gen", "train", "peft") if (values := getattr(self.file, name))}
+        return {name: dict(values) for name in OVERLAID if (values := getattr(self.file, name))}
 
     @cached_property
     def system_text(self):
