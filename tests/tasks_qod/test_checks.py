@@ -8,6 +8,8 @@ import pytest
 from support.qod_answers import CALL, GONE, REFUSAL, changed, text
 from tasks import load_task
 from tasks.qod import checks
+from tasks.qod.official import official_violations
+from tasks.qod.reading import DEEPEST
 
 BASIC = {
     "json": [
@@ -54,7 +56,7 @@ def failed(found):
     return {one.check for one in found}
 
 
-@pytest.mark.parametrize("judge", [checks.seven_violations, checks.official_violations, checks.strict_violations])
+@pytest.mark.parametrize("judge", [checks.seven_violations, official_violations, checks.strict_violations])
 def test_a_right_call_passes_as_a_text_and_as_an_object(judge):
     assert judge(CALL) == judge(text(CALL)) == []
 
@@ -122,16 +124,16 @@ OFFICIAL = [
 @pytest.mark.parametrize(("where", "value", "keyword", "path"), OFFICIAL)
 def test_the_official_schema_says_which_keyword_is_broken_and_where(where, value, keyword, path):
     answer = changed(where, value)
-    [found] = checks.official_violations(answer)
+    [found] = official_violations(answer)
     assert found.check == f"official.{keyword}" and path in (None, found.path)
     assert found in checks.strict_violations(answer)
 
 
 def test_the_official_schema_allows_what_the_api_allows():
-    assert checks.official_violations(changed(("priority",), "high")) == []
-    assert checks.official_violations(changed(("qosProfile",), "voice")) == []
-    assert checks.official_violations(changed(("device",), GONE)) == []
-    assert checks.official_violations(changed(("duration",), 1_000_000)) == []
+    assert official_violations(changed(("priority",), "high")) == []
+    assert official_violations(changed(("qosProfile",), "voice")) == []
+    assert official_violations(changed(("device",), GONE)) == []
+    assert official_violations(changed(("duration",), 1_000_000)) == []
 
 
 STRICT = {
@@ -170,7 +172,7 @@ STRICT = {
 
 @pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in STRICT.items() for answer in answers])
 def test_a_strict_rule_says_what_the_official_schema_leaves_open(name, answer):
-    assert checks.official_violations(answer) == []
+    assert official_violations(answer) == []
     assert failed(checks.strict_violations(answer)) == {name}
 
 
@@ -250,11 +252,11 @@ def test_a_refusal_has_values_too():
 
 
 @pytest.mark.parametrize("opening", ['{"device":', '{"devicePorts":{"ports":[', "["])
-@pytest.mark.parametrize("n", [checks.DEEPEST + 1, sys.getrecursionlimit() - 150, 100_000])
+@pytest.mark.parametrize("n", [DEEPEST + 1, sys.getrecursionlimit() - 150, 100_000])
 def test_endless_nesting_is_no_answer(opening, n):
     closing = {"{": "}", "[": "]"}
     written = opening * n + "1" + "".join(closing[one] for one in reversed(opening * n) if one in closing)
-    for judge in (checks.seven_violations, checks.official_violations, checks.strict_violations):
+    for judge in (checks.seven_violations, official_violations, checks.strict_violations):
         assert failed(judge(written)) == {"json"}
     assert failed(checks.wrong_values(written, CALL)) == {"json"}
 

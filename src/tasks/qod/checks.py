@@ -6,16 +6,12 @@ its check, which never changes, the place as a JSON path, and words that repeat 
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from urllib.parse import urlsplit
 
-import jsonschema
-
-from common import parse_json, read_json
 from tasks.answers import referred
-from tasks.case_limits import kind_of, size_of
+from tasks.case_limits import kind_of
+from tasks.qod.official import official_schema, official_violations
+from tasks.qod.reading import Violation, inside, is_integer, is_refusal, is_same, listed, part, read
 
 SEVEN = ("json", "required", "types", "unknown", "nesting", "profile", "duration")
 REQUIRED = ("device", "applicationServer", "qosProfile", "duration")
@@ -42,57 +38,7 @@ PARTS = {
     "duration": ("duration",),
     "sink": ("sink",),
 }
-# No call is half as deep; what is deeper would end a recursion.
-DEEPEST = 16
 NETWORK = re.compile(r"([^/]+)(?:/(0|[1-9][0-9]{0,2}))?")
-URI_PART = r"(?:[\w.~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
-URI = re.compile(
-    rf"[A-Za-z][\w+.-]*://(?:\[[0-9A-Fa-f:.]+\]|{URI_PART}+)(?:/{URI_PART}*)*"
-    rf"(?:\?(?:{URI_PART}|[/?])*)?(?:#(?:{URI_PART}|[/?])*)?",
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True)
-class Violation:
-    check: str
-    path: str  # $.device.ipv4Address
-    words: str
-
-
-@cache
-def official_schema():
-    return read_json(Path(__file__).parent / "create_session.schema.json")
-
-
-# ---- reading
-
-
-def read(written):
-    """(the object that was written, None), or (None, the violation of the check `json`)."""
-    value = written
-    if isinstance(written, str):
-        try:
-            value = parse_json(written)
-        except (ValueError, RecursionError):
-            return None, Violation("json", "$", "is not one JSON object and nothing else")
-    if not isinstance(value, dict):
-        return None, Violation("json", "$", f"must be an object, found {kind_of(value)}")
-    if size_of(value)[1] > DEEPEST:
-        return None, Violation("json", "$", f"is nested more than {DEEPEST} levels deep")
-    return value, None
-
-
-def is_refusal(value):
-    """Whether an object says what a request lacks, well or badly."""
-    return "error" in value
-
-
-def inside(path, key):
-    """The path of what stands in an object under a key, or in a list at a place."""
-    if isinstance(key, int):
-        return f"{path}[{key}]"
-    return f"{path}.{key}" if re.fullmatch(r"\w+", key) else f"{path}[{key!r}]"
 
 
 # ---- the seven checks
@@ -116,10 +62,6 @@ def seven_violations(written):
 
 def unknown_profile():
     return Violation("profile", "$.qosProfile", f"must be one of {', '.join(PROFILES)}")
-
-
-def is_integer(value):
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def misshapen(value, schema, path):
@@ -183,68 +125,6 @@ def names_in(schema):
     return found
 
 
-# ---- the official schema
-
-
-def is_address(kind):
-    """A check of the format: whether a text is one address, of an IPv6 one without a zone."""
-    return lambda value: not isinstance(value, str) or ("%" not in value and bool(kind(value)))
-
-
-def is_uri(value):
-    if not isinstance(value, str):
-        return True
-    parts = urlsplit(value)
-    # What is no port raises a ValueError.
-    return bool(URI.fullmatch(value) and parts.hostname) and (parts.port is None or parts.port >= 0)
-
-
-FORMATS = jsonschema.FormatChecker(formats=())
-FORMATS.checks("ipv4", ValueError)(is_address(ipaddress.IPv4Address))
-FORMATS.checks("ipv6", ValueError)(is_address(ipaddress.IPv6Address))
-FORMATS.checks("uri", ValueError)(is_uri)
-
-
-@cache
-def official_checker():
-    return jsonschema.Draft202012Validator(official_schema(), format_checker=FORMATS)
-
-
-def official_violations(written):
-    """What the schema of createSession does not allow; unknown fields and unknown profiles it allows."""
-    value, unread = read(written)
-    if unread:
-        return [unread]
-    return [of_schema(error) for error in sorted(official_checker().iter_errors(value), key=lambda one: one.json_path)]
-
-
-def of_schema(error):
-    """An error of jsonschema as a violation whose name says which keyword was broken."""
-    path = "$"
-    for key in error.absolute_path:
-        path = inside(path, key)
-    limit = error.validator_value
-    meant = f"must be {error.schema.get('description')}"
-    if error.validator == "required":
-        # One error a name; the library says which one only in its sentence.
-        missing = next(name for name in limit if error.message.startswith(repr(name)))
-        return Violation("official.required", inside(path, missing), "is missing")
-    words = {
-        "type": f"must be of the type {limit}, found {kind_of(error.instance)}",
-        "minimum": f"must be at least {limit}",
-        "maximum": f"must be at most {limit}",
-        "minProperties": "must not be empty",
-        "minItems": "must not be empty",
-        "minLength": f"must have at least {limit} characters",
-        "maxLength": f"must have at most {limit} characters",
-        "pattern": meant,
-        "format": meant,
-        "anyOf": meant,
-        "enum": "is none of the words that it may be",
-    }
-    return Violation(f"official.{error.validator}", path, words[error.validator])
-
-
 # ---- the strict rules
 
 
@@ -276,12 +156,6 @@ def beyond_the_schema(value):
         yield Violation("credential", "$.sinkCredential", "is never taken from a sentence")
     yield from unreal_networks(part(value, "applicationServer"))
     yield from unreal_ports(value)
-
-
-def part(value, name):
-    """An object within an object; an empty one where it is none."""
-    found = value.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def unknown_fields(value, schema, path):
@@ -342,11 +216,6 @@ def unreal_range(span, path):
         yield Violation("range", path, "ends before it begins")
 
 
-def listed(value, name):
-    found = value.get(name)
-    return found if isinstance(found, list) else []
-
-
 def refusal_violations(value):
     """What is wrong with an object that says what a request lacks."""
     lists = value["error"]
@@ -392,14 +261,3 @@ def wrong_values(written, gold):
     ]
     known = {key for keys in PARTS.values() for key in keys}
     return found + [Violation("value.more", inside("$", key), "is not asked for") for key in value if key not in known]
-
-
-def is_same(one, gold):
-    """Equality of JSON values as they are written: 7200.0 is not 7200, and true is not 1."""
-    if type(one) is not type(gold):
-        return False
-    if isinstance(gold, dict):
-        return one.keys() == gold.keys() and all(is_same(one[key], gold[key]) for key in gold)
-    if isinstance(gold, list):
-        return len(one) == len(gold) and all(map(is_same, one, gold))
-    return one == gold

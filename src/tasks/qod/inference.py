@@ -11,6 +11,7 @@ from tasks import load_task
 from tasks.answers import Outcome
 from tasks.case_limits import size_of
 from tasks.qod import checks, data
+from tasks.qod.reading import DEEPEST, Violation, is_refusal, is_same
 
 OBJECT = re.compile(r'\{\s*["}]')  # how an object begins; a brace of prose does not
 WORDS = {
@@ -33,7 +34,7 @@ SENTENCES = {
 def call_for(request, write):
     """The checked call that a sentence asks for, or {"error": ...}; `write` turns messages into the model's text."""
     if problems := data.check_case({"request": request}):
-        return failure(checks.Violation("request", "$", one) for one in problems)
+        return failure(Violation("request", "$", one) for one in problems)
     messages = load_task("qod").messages({"request": request})
     value, violations = judged(write(messages))
     return failure(violations) if violations else value
@@ -52,14 +53,14 @@ def outcome(text):
         # A sink may break two rules with one sentence.
         failed = dict.fromkeys(f"{one.path} {one.words}" for one in violations)
         return Outcome(None, (f"the answer that the model wrote fails the checks: {'; '.join(failed)}",))
-    return Outcome(value, reasons(value) if checks.is_refusal(value) else ())
+    return Outcome(value, reasons(value) if is_refusal(value) else ())
 
 
 def judged(text):
     """(the object in a text, its strict violations); (None, what is wrong) where there is none."""
     value = extracted(text)
     if value is None:
-        return None, [checks.Violation("json", "$", "the text holds no JSON object, or several that differ")]
+        return None, [Violation("json", "$", "the text holds no JSON object, or several that differ")]
     return value, checks.strict_violations(value)
 
 
@@ -73,11 +74,11 @@ def extracted(text):
         except (ValueError, RecursionError):
             # An object that breaks off: what stands inside it is not what was meant.
             return None
-        if size_of(value)[1] > checks.DEEPEST:
+        if size_of(value)[1] > DEEPEST:
             return None
         found.append(value)
         at = begun.start() + length
-    return found[0] if found and all(checks.is_same(one, found[0]) for one in found) else None
+    return found[0] if found and all(is_same(one, found[0]) for one in found) else None
 
 
 def reasons(refusal):

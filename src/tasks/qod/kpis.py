@@ -1,6 +1,8 @@
 """What an answer to a QoD request is worth: as a call, by its values, as a refusal where one is right."""
 
 from tasks.qod import checks
+from tasks.qod.official import official_schema, official_violations
+from tasks.qod.reading import is_refusal, part, read
 
 ANSWERS = "answers to complete requests that "
 # name -> (what it means, part, whole)
@@ -34,13 +36,13 @@ LENGTHS = {15: "up to 15 words", 40: "16 to 40 words"}
 def score(row, answer):
     """Counts of one row; what does not fit the answer's schema is judged by its text, as it was written."""
     gold = row["output"]
-    value, unread = checks.read(row["text"])
+    value, unread = read(row["text"])
     is_usable = not checks.strict_violations(row["text"])
     of_all = {"rows": 1, "check_json": int(not unread), "strict": int(is_usable), "strange": has_unknown_fields(value)}
     of_calls = as_call(row["text"], value, gold)
-    if not checks.is_refusal(gold):
+    if not is_refusal(gold):
         return of_calls | of_all | {"complete": 1, "lacking": 0, "recognised": 0, "named": 0}
-    is_refused = is_usable and checks.is_refusal(value)
+    is_refused = is_usable and is_refusal(value)
     named = is_refused and not checks.wrong_values(value, gold)
     lacking = {"complete": 0, "lacking": 1, "recognised": int(is_refused), "named": int(named)}
     return dict.fromkeys(of_calls, 0) | of_all | lacking
@@ -49,16 +51,16 @@ def score(row, answer):
 def has_unknown_fields(value):
     if value is None:
         return 0
-    if checks.is_refusal(value):
-        return int(bool(value.keys() - {"error"} or checks.part(value, "error").keys() - set(checks.LISTS)))
-    return int(any(True for _ in checks.unknown_fields(value, checks.official_schema(), "$")))
+    if is_refusal(value):
+        return int(bool(value.keys() - {"error"} or part(value, "error").keys() - set(checks.LISTS)))
+    return int(any(True for _ in checks.unknown_fields(value, official_schema(), "$")))
 
 
 def as_call(text, value, gold):
     """What a text is worth where a call is asked for; of no JSON, and of a refusal, no value is right."""
     failed = {one.check for one in checks.seven_violations(text)}
     wrong = {one.check for one in checks.wrong_values(text, gold)}
-    is_call = value is not None and not checks.is_refusal(value)
+    is_call = value is not None and not is_refusal(value)
     passed = {f"check_{name}": int(value is not None and name not in failed) for name in checks.SEVEN}
     right = {f"right_{name}": int(is_call and f"value.{name}" not in wrong) for name in checks.PARTS}
     return (
@@ -66,9 +68,9 @@ def as_call(text, value, gold):
         | right
         | {
             "seven": int(not failed),
-            "official": int(not checks.official_violations(text)),
+            "official": int(not official_violations(text)),
             "right": int(is_call and not wrong),
-            "refused": int(value is not None and checks.is_refusal(value)),
+            "refused": int(value is not None and is_refusal(value)),
         }
     )
 
