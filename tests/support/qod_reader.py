@@ -15,6 +15,7 @@ for words in (
     NUMBERS |= {word: at + 1 for at, word in enumerate(listed if listed[0] != "a" else listed[1:])}
 for value, words in {
     15: "fifteen fünfzehn quinze quince quindici",
+    25: "twenty-five fünfundzwanzig vingt-cinq veinticinco venticinque vinte_e_cinco",
     20: "twenty zwanzig vingt veinte venti vinte",
     30: "thirty dreißig trente treinta trenta trinta",
     40: "forty vierzig quarante cuarenta quaranta quarenta",
@@ -25,8 +26,8 @@ for value, words in {
     NUMBERS |= {word.replace("_", " "): value for word in words.split()}
 NUMBER = "|".join(sorted(map(re.escape, NUMBERS), key=len, reverse=True)) + r"|\d+(?:[.,]\d+)?"
 UNITS = {
-    3600: r"h\b|hrs?\b|hours?|stunden?|heures?|horas?|ore\b|ora\b",
-    60: r"min\b|minut\w*",
+    3600: r"h\b|hrs?\b|std\.|hours?|stunden?|heures?|horas?|ore\b|ora\b",
+    60: r"mins?\b|minut\w*",
     1: r"s\b|sec\w*|seg\w*|sekunden?|seconde?s?|segundos?",
 }
 PART = re.compile(rf"(?<![\w.,])({NUMBER})\s*({'|'.join(UNITS.values())})", re.I)
@@ -39,7 +40,7 @@ FIXED = {
     "un'ora e mezza|uma hora e meia",
     1800: "half an hour|halbe stunde|demi-heure|media hora|mezz'ora|meia hora",
     43200: "half a day|halben tag|demi-journée|medio día|mezza giornata|meio dia",
-    86400: "full day",
+    86400: "full day|one day",
     3600: r"\ban hour|un'ora",
 }
 TIME = re.compile(r"(?<![\d.:])(\d{1,2})(?:[:.]| ?h ?)?(\d\d)?(?: ?(am|pm)\b)?(?! ?(?:min|mbit|kbit))", re.I)

@@ -178,7 +178,8 @@ def bare(voice, fact):
 
 def fields(voice, facts):
     """(label, words) of every fact, sometimes with one that is beside the point."""
-    found = [(label(voice, fact), bare(voice, fact)) for fact in facts]
+    labels = {fact.name: label(voice, fact) for fact in facts}  # what is stated twice has one label
+    found = [(labels[fact.name], bare(voice, fact)) for fact in facts]
     if voice.rng.random() < 0.25:
         if voice.rng.random() < 0.5:
             found.append((voice.pick("label_other"), voice.source.invoice(voice.rng)))

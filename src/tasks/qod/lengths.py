@@ -24,13 +24,14 @@ def hours_in_words(voice):
 
 
 def minutes_in_words(voice):
-    minutes, word = voice.rng.choice(list(voice.words["twenty"].items()))
-    return minutes * 60, with_unit(voice, word, minutes, "minute")
+    amount, word = voice.rng.choice(list(voice.words["words_for"].items()))
+    unit, seconds = voice.rng.choices((("minute", 60), ("second", 1)), weights=(9, 1))[0]
+    return amount * seconds, with_unit(voice, word, amount, unit)
 
 
 def hours_and_minutes_in_words(voice):
     hours = voice.rng.randint(1, 6)
-    minutes, word = voice.rng.choice([one for one in voice.words["twenty"].items() if one[0] < 60])
+    minutes, word = voice.rng.choice([one for one in voice.words["words_for"].items() if one[0] < 60])
     first = with_unit(voice, voice.words["numbers"][hours - 1], hours, "hour")
     second = with_unit(voice, word, minutes, "minute")
     return hours * 3600 + minutes * 60, f"{first} {voice.words['join_units']} {second}"
@@ -44,13 +45,15 @@ def with_unit(voice, number, amount, unit):
 
 def minutes_in_digits(voice):
     minutes = voice.rng.choice((*MINUTE_STEPS, voice.rng.randint(2, 600)))
-    unit = voice.rng.choice(("min", "min", None, None))
-    return minutes * 60, f"{minutes} {unit}" if unit else with_unit(voice, minutes, minutes, "minute")
+    written = (with_unit(voice, minutes, minutes, "minute"), f"{minutes} {voice.pick('short_minutes')}")
+    return minutes * 60, voice.rng.choice(written)
 
 
 def hours_in_digits(voice):
     hours = voice.rng.choice((1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 12, 18, 24))
-    return hours * 3600, voice.rng.choice((f"{hours} h", f"{hours}h", with_unit(voice, hours, hours, "hour")))
+    return hours * 3600, voice.rng.choice(
+        (f"{hours} {voice.pick('short_hours')}", with_unit(voice, hours, hours, "hour"))
+    )
 
 
 def seconds_in_digits(voice):

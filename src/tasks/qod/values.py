@@ -38,9 +38,11 @@ class Source:
         return f"{first}.{rng.randint(low, high)}.{rng.randint(0, 255)}.{rng.randint(1, 254)}"
 
     def network_v4(self, rng):
+        address = self.public_v4(rng)
         length = rng.choice((24, 24, 25, 26, 27, 28, 29, 30, 22, 16))
-        base = ipaddress.ip_network(f"{self.public_v4(rng)}/{length}", strict=False)
-        return str(base)
+        if address.startswith(self.documentation):
+            length = max(length, 24)  # a block for examples is no larger
+        return str(ipaddress.ip_network(f"{address}/{length}", strict=False))
 
     def v6_start(self, rng):
         prefix, low, high = rng.choice(self.ipv6)
