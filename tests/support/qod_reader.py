@@ -8,7 +8,7 @@ for words in (
     "eine zwei drei vier fünf sechs sieben acht neun zehn elf zwölf",
     "une deux trois quatre cinq six sept huit neuf dix onze douze",
     "una dos tres cuatro cinco seis siete ocho nueve diez once doce",
-    "una due tre quattro cinque sei sette otto nove dieci undici dodici",
+    "un' due tre quattro cinque sei sette otto nove dieci undici dodici",
     "uma duas três quatro cinco seis sete oito nove dez onze doze",
 ):
     listed = words.split()

@@ -113,6 +113,14 @@ def test_a_wrong_pair_is_named_on_export(tmp_path):
     assert [f"{source}:{number}: " in str(error.value) for number in (1, 2, 3, 4)] == [False, True, True, True]
 
 
+def test_a_wrong_row_is_named_on_export(tmp_path):
+    wrong = {"input": CALL["input"], "output": CALL["output"] | {"admin": True}}
+    source = written(tmp_path / "rows.jsonl", [CALL, wrong, {"input": CALL["input"]}, CALL | {"input": {}}])
+    with pytest.raises(UserError) as error:
+        seed_formats.labelled_rows(source, TASK)
+    assert [f"{source}:{number}: " in str(error.value) for number in (1, 2, 3, 4)] == [False, True, True, True]
+
+
 def test_what_is_no_line_of_json_is_named(tmp_path):
     path = tmp_path / "sft.jsonl"
     path.write_bytes(b"{}\n[1]\nno\n\xff\xfe\n")

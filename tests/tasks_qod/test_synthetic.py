@@ -193,7 +193,8 @@ def test_the_pools_share_no_value(both):
     seen = {pool: Counter(one for _, call in calls(rows) for one in kept_apart(call)) for pool, rows in both.items()}
     assert min(map(len, seen.values())) > 1_000
     assert seen["train"].keys() & seen["test"].keys() == set()
-    train, test = values.TRAIN, values.TEST
+    train = values.TRAIN
+    test = values.TEST
     assert {code for code, _ in train.countries} & {code for code, _ in test.countries} == set()
     for name in ("documentation", "first_bytes", "hosts", "domains", "hooks", "paths", "people_names", "cities"):
         assert set(getattr(train, name)) & set(getattr(test, name)) == set(), name

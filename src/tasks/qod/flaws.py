@@ -91,7 +91,8 @@ def conflicting(voice, name):
     if name == "duration":
         return two_durations(voice)
     if name == "device.publicPort":
-        address, port, other = voice.source.public_v4(voice.rng), *facts.distinct(values.device_port, voice.rng, 2)
+        address = voice.source.public_v4(voice.rng)
+        port, other = facts.distinct(values.device_port, voice.rng, 2)
         return [Fact("device", voice.say("either", a=kept(f"{address}:{port}"), b=kept(f"{address}:{other}")))]
     device = voice.rng.choice((one_phone, one_phone, one_address))
     make = {"device": device, "applicationServer": one_server, "qosProfile": one_profile, "sink": one_sink}[name]

@@ -11,7 +11,6 @@ import argparse
 import locks
 from common import counted, sha256_file, written_whole
 from manifest import Clock, write_manifest
-from rows import load_rows
 from tasks import DEFAULT, load_task
 from tasks.qod import seed_formats
 
@@ -63,7 +62,7 @@ def read_preferences(source, task):
 
 
 def write_sft(source, task):
-    rows = load_rows(source, task)
+    rows = seed_formats.labelled_rows(source, task)
     seed_formats.refuse_few(len(rows), "sft", source)
     return seed_formats.to_sft(rows, task)
 

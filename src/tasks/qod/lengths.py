@@ -40,7 +40,8 @@ def hours_and_minutes_in_words(voice):
 def with_unit(voice, number, amount, unit):
     units = voice.words["units"]
     at = ("second", "minute", "hour").index(unit) * 2
-    return f"{number} {units[at] if amount == 1 else units[at + 1]}"
+    text = f"{number} {units[at] if amount == 1 else units[at + 1]}"
+    return text.replace("' ", "'")  # un'ora
 
 
 def minutes_in_digits(voice):

@@ -3,7 +3,6 @@
 import json
 
 from common import UserError, counted, parse_json, read_lines
-from rows import Problems, answer_problem
 from tasks.qod import checks
 from tasks.qod.data import check_case
 
@@ -11,6 +10,7 @@ SFT_KEYS = ("instruction", "input", "response")
 PREFERENCE_KEYS = ("prompt", "chosen", "rejected")
 PAIR_KEYS = ("input", "chosen", "rejected")
 FEWEST = {"sft": 50, "preferences": 30}  # fewer train nothing
+MOST_PROBLEMS = 200  # shown
 ANY_VIOLATION = "imported"  # a file does not say what is wrong with its rejected answers
 
 
@@ -27,6 +27,11 @@ def from_preferences(path, task):
     return read(path, PREFERENCE_KEYS, lambda number, row: preference_pair(number, row, task))
 
 
+def labelled_rows(path, task):
+    """Labelled rows, checked like those of an sft.jsonl."""
+    return read(path, None, lambda number, row: checked_row(row, task))
+
+
 def pairs(path, task):
     """Preference pairs as the training on preferences takes them, checked like those of a preferences.jsonl."""
     return read(path, None, lambda number, row: checked_pair(row, task))
@@ -34,7 +39,7 @@ def pairs(path, task):
 
 def read(path, keys, make):
     """What `make` returns for every line, or one message with all lines that are wrong."""
-    problems = Problems()
+    problems = []
     found = []
     for number, line in read_lines(path):
         try:
@@ -43,10 +48,12 @@ def read(path, keys, make):
             if line.strip():
                 found.append(make(number, texts(line, keys) if keys else json_object(line)))
         except ValueError as error:
-            problems.note(f"{path}:{number}", *error.args)
-    problems.stop_if_any(path)
+            problems += [f"{path}:{number}: {problem}" for problem in error.args]
+    if problems:
+        last = f"{counted(len(problems), 'problem')} in {path}; nothing was written. Fix these lines, then run again"
+        raise UserError("\n".join([*problems[:MOST_PROBLEMS], last]))
     if not found:
-        raise UserError(f'{path}: the file is empty; it needs one object a line with "{quoted(keys or PAIR_KEYS)}"')
+        raise UserError(f"{path}: the file is empty; it needs one JSON object a line")
     return found
 
 
@@ -78,6 +85,16 @@ def labelled_row(number, row, task):
     """A row of the task; with an empty input the instruction is the request, as the Alpaca form has it."""
     case = checked_case(row["input"] if row["input"].strip() else row["instruction"])
     return {"id": f"sft-{number:06d}", "input": case, "output": checked_answer(row["response"], "response", task)}
+
+
+def checked_row(row, task):
+    """A labelled row whose answer passes the strict check."""
+    if missing := [key for key in ("input", "output") if key not in row]:
+        raise ValueError(f'without "{quoted(missing)}"')
+    if problems := check_case(row["input"]):
+        raise ValueError(*problems)
+    checked_answer(json.dumps(row["output"]), "output", task)
+    return row
 
 
 def preference_pair(number, row, task):
@@ -114,10 +131,10 @@ def checked_answer(text, key, task):
         answer = parse_json(text)
     except (ValueError, RecursionError):
         raise ValueError(f'"{key}" is no JSON text') from None
-    if problems := task.answer_problems(answer):
-        raise ValueError(*(f'"{key}": {answer_problem(one)}' for one in problems))
     if violations := checks.strict_violations(answer):
-        raise ValueError(*(f'"{key}": {one.path}: {one.words}' for one in violations))
+        raise ValueError(*(f'"{key}": {one.path} {one.words}' for one in violations))
+    if task.answer_problems(answer):
+        raise ValueError(f'"{key}" does not fit src/tasks/qod/answer.schema.json')
     return answer
 
 
