@@ -146,7 +146,7 @@ def server(voice):
         texts.append(text)
     if form == "v4":
         texts = [corrected(voice, texts[0], lambda: server_part(voice, "v4")[2])]
-    text = texts[0] if len(texts) == 1 else voice.say("server_join", a=texts[0], b=texts[1])
+    text = texts[0] if len(texts) == 1 else joined_servers(voice, *texts)
     answer = {"applicationServer": gold}
     if "port" in form:
         port = values.server_port(voice.rng)
@@ -154,6 +154,10 @@ def server(voice):
         text = kept(f"{address}:{port}" if form == "v4:port" else f"[{address}]:{port}")
         answer["applicationServerPorts"] = {"ports": [port]}
     return answer, Fact("server", text)
+
+
+def joined_servers(voice, first, second):
+    return voice.say("server_join", a=first, b=second.removeprefix("IPv6 "))  # the wording may say so itself
 
 
 def server_part(voice, part):
