@@ -36,6 +36,8 @@ WORK ?=
 PY ?=
 
 MODELS := $(basename $(notdir $(wildcard configs/*.yaml)))
+# What can be asked, scored, measured and served: <model>, and <model>-dpo after preference tuning.
+TRAINED := $(MODELS) $(MODELS:%=%-dpo)
 TASKS := $(notdir $(patsubst %/task.yaml,%,$(wildcard src/tasks/*/task.yaml)))
 $(if $(filter $(TASK),$(TASKS)),,$(error no task '$(TASK)'; there is: $(TASKS)))
 BACKENDS := $(filter-out _%,$(basename $(notdir $(wildcard src/constrained_decode/*.py))))
@@ -68,7 +70,8 @@ ANSWERING := src/predict.py $(wildcard src/language_model/*.py src/constrained_d
 .PHONY: ALWAYS
 $(if $(filter prep,$(MAKECMDGOALS)),$(eval $(D)/manifest.json: ALWAYS))
 $(foreach m,$(MODELS),$(if $(filter train-$m,$(MAKECMDGOALS)),$(eval $(O)/$m-merged/manifest.json: ALWAYS)))
-$(foreach m,$(MODELS),$(if $(filter kpi-$m,$(MAKECMDGOALS)),$(eval $(R)/$m_metrics.json: ALWAYS)))
+$(foreach m,$(MODELS),$(if $(filter dpo-$m,$(MAKECMDGOALS)),$(eval $(O)/$m-dpo-merged/manifest.json: ALWAYS)))
+$(foreach m,$(TRAINED),$(if $(filter kpi-$m,$(MAKECMDGOALS)),$(eval $(R)/$m_metrics.json: ALWAYS)))
 
 ## make setup             create or update the environment: conda/mamba where present (crm-dedup-llm), else .venv
 CONDA := $(firstword $(shell command -v mamba conda 2>/dev/null || true))
@@ -99,18 +102,26 @@ SHIPPED := $(subst -,_,$(notdir $(OWN))) $(patsubst models/$(TASK)-%/adapter_con
 MODEL ?= $(firstword $(SHIPPED))
 SHIPPED_FLAG = $(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)),$(if $(MODEL),--model_path $(if $(and $(OWN),$(filter $(subst -,_,$(notdir $(OWN))),$(MODEL))),$(OWN),models/$(TASK)-$(MODEL))))
 
-## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl; without it a few examples; MODEL=)
+## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl or REQUEST=; without them a few examples; MODEL=)
 ## make ask-<model>       the same of a trained model
 ## PAIRS        cases to ask about, one a line
 PAIRS ?= $(firstword $(wildcard $(T)/sample_pairs.jsonl $(T)/sample.jsonl))
 ## OUT          file for the answers of make ask; it keeps each as it comes, and a run that was stopped goes on
 OUT ?=
-ASK = $(PYTHON) src/ask.py --pairs "$(PAIRS)" $(if $(OUT),--out "$(OUT)") $(TASK_FLAG)
-.PHONY: ask $(MODELS:%=ask-%)
+## REQUEST      one case to ask about, in words or as JSON
+REQUEST ?=
+define NEWLINE
+
+
+endef
+# As it was typed: no dollar sign in it is make's, no quote the shell's, and behind -- no dash begins an option.
+ASKED = $(if $(value REQUEST),-- '$(subst ','\'',$(subst $(NEWLINE), ,$(value REQUEST)))',--pairs "$(PAIRS)")
+ASK = $(PYTHON) src/ask.py $(if $(OUT),--out "$(OUT)") $(TASK_FLAG)
+.PHONY: ask $(TRAINED:%=ask-%)
 ask: $(ENV)
-	@$(ASK) $(SHIPPED_FLAG)
-$(MODELS:%=ask-%): ask-%: $(ENV)
-	@$(ASK) --model_path $(O)/$*-merged --backend $(BACKEND)
+	@$(ASK) $(SHIPPED_FLAG) $(ASKED)
+$(TRAINED:%=ask-%): ask-%: $(ENV)
+	@$(ASK) --model_path $(O)/$*-merged --backend $(BACKEND) $(ASKED)
 
 ## make prep              data/all.jsonl, or the file that IN= names -> train, val, test and prompts; synthetic pairs where there is neither
 ## IN           labelled rows: JSON Lines, or a CSV, TSV, Excel or Parquet table
@@ -160,10 +171,18 @@ $(O)/standin-merged/manifest.json check-standin: models/standin/manifest.json
 models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 	$(PYTHON) $< --data $(D)/processed/train.jsonl --out $(@D)
 
+## make dpo-<model>       tune the fine-tuned adapter on preference pairs into outputs/<model>-dpo and merge it (SET="dpo.lr=1e-5"); then kpi-, ask-, bench-, serve-<model>-dpo
+.PHONY: $(MODELS:%=dpo-%)
+$(MODELS:%=dpo-%): dpo-%: $(O)/%-dpo-merged/manifest.json
+# Nobody who asks for this means to fine-tune: a missing adapter is an error, and none is made.
+$(foreach m,$(MODELS),$(eval $(O)/$m-dpo-merged/manifest.json: $(wildcard $(D)/preferences.jsonl $(D)/preferences_val.jsonl $(O)/$m-lora/manifest.json)))
+$(MODELS:%=$(O)/%-dpo-merged/manifest.json): $(O)/%-dpo-merged/manifest.json: configs/%.yaml | $(ENV)
+	$(LAUNCH) src/dpo_train.py --config $< --train $(D)/preferences.jsonl --val $(D)/preferences_val.jsonl --prompts $(D)/processed/val.jsonl --out $(O) $(if $(SHIP),--ship $(SHIP)) $(SETTINGS) $(AGAIN) $(TASK_FLAG)
+
 ## make kpi-<model>       answer the test rows and score the answers: reports/<model>_metrics.json (BACKEND=, LIMIT=)
-.PHONY: $(MODELS:%=kpi-%)
-$(MODELS:%=kpi-%): kpi-%: $(R)/%_metrics.json
-$(MODELS:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) $(ANSWERING)
+.PHONY: $(TRAINED:%=kpi-%)
+$(TRAINED:%=kpi-%): kpi-%: $(R)/%_metrics.json
+$(TRAINED:%=$(R)/%_metrics.json): $(R)/%_metrics.json: $(O)/%-merged/manifest.json $(SCORING) $(ANSWERING)
 	$(PYTHON) src/evaluate_kpis.py --model_path $(O)/$*-merged --backend $(BACKEND) $(SCHEMA_FLAG) --data $(D)/test.jsonl \
 	  --out $@ $(if $(LIMIT),--limit $(LIMIT)) $(AGAIN) $(TASK_FLAG)
 
@@ -179,16 +198,16 @@ kpi: $(D)/processed/manifest.json
 CONCURRENCY ?= 1 4 8 16
 ## REQUESTS     requests it measures at each
 REQUESTS ?=
-.PHONY: $(MODELS:%=bench-%)
+.PHONY: $(TRAINED:%=bench-%)
 BENCH = $(PYTHON) src/eval_latency_throughput.py --model_path $(O)/$*-merged --name $* --data $(D)/test.jsonl $(SCHEMA_FLAG) --concurrency $(CONCURRENCY) \
 	$(if $(REQUESTS),--requests $(REQUESTS)) $(TASK_FLAG)
 ifneq ($(GPU),)
-$(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
+$(TRAINED:%=bench-%): bench-%: $(O)/%-merged/manifest.json
 	$(BENCH) --backend hf --unconstrained --out $(R)/$*_hf_plain_latency.csv
 	$(BENCH) --backend hf $(VERDICTS) --out $(R)/$*_hf_latency.csv --beside $(R)/$*_hf_plain_latency.csv
 	$(BENCH) --backend vllm --out $(R)/$*_latency.csv --beside $(R)/$*_hf_plain_latency.csv $(R)/$*_hf_latency.csv
 else
-$(MODELS:%=bench-%): bench-%: $(O)/%-merged/manifest.json
+$(TRAINED:%=bench-%): bench-%: $(O)/%-merged/manifest.json
 	@echo "no GPU here: vLLM does not run, so transformers on this CPU is measured alone, at CONCURRENCY=\"$(CONCURRENCY)\""
 	$(BENCH) --backend hf $(VERDICTS) --out $(R)/$*_hf_latency.csv
 endif
@@ -213,11 +232,11 @@ KEYS ?=
 ENGINE_ARGS ?=
 SERVE = $(PYTHON) src/serve.py --host $(HOST) --port $(PORT) --workers $(WORKERS) --backend $(BACKEND) --reviews $(REVIEWS) \
 	$(if $(REVIEW),--review "$(REVIEW)") $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(if $(KEYS),--keys $(KEYS)) $(if $(ENGINE_ARGS),--engine_args="$(ENGINE_ARGS)") $(TASK_FLAG)
-.PHONY: serve $(MODELS:%=serve-%)
+.PHONY: serve $(TRAINED:%=serve-%)
 serve: $(ENV)
 	$(SERVE) $(if $(UPSTREAM),,$(SHIPPED_FLAG))
 # Whoever starts a service does not mean to train: a missing model is an error, and none is made.
-$(MODELS:%=serve-%): serve-%: $(ENV)
+$(TRAINED:%=serve-%): serve-%: $(ENV)
 	$(SERVE) --model_path $(O)/$*-merged
 
 ## make review-verify     whether the stewards' decisions are what was written (LAST_HASH= of an earlier check shows a cut end)
@@ -286,13 +305,13 @@ lint: $(ENV)
 	$(PYTHON) -m ruff format --check .
 
 # A model's target with a name that configs/ does not hold.
-fetch-% check-% train-% kpi-% bench-% ask-% serve-%:
+fetch-% check-% train-% dpo-% kpi-% bench-% ask-% serve-%:
 	@echo "error: no model '$*' in configs/; there is: $(MODELS)" >&2; exit 2
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
 .PHONY: clean
 MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *.part) \
-	$(addprefix $(O)/,*-lora *-merged *.part) \
+	$(addprefix $(O)/,*-lora *-dpo *-merged *.part) \
 	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* *.kept baselines.json metrics.csv latency.csv throughput.csv \
 	index.html manifest.json transfer* *.part)
 clean:

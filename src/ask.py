@@ -37,6 +37,10 @@ from tasks import facts as task_facts
 MANY = 32  # cases that take long enough to be stopped
 
 
+class Unanswered(dict):
+    """A line that says why there is no answer; an answer of the task's own may have a key `error` too."""
+
+
 def main():
     args = parse_args()
     task = load_task(args.task)
@@ -60,8 +64,10 @@ def answer(args, task, cases):
             print("the answers come at the end; --out <file> keeps each as it comes", file=sys.stderr, flush=True)
         engine = load_engine(args.backend).load(args.model_path, task, model_config(args, task))
         ask = verdicts if args.verdicts else answered
-        found = [named | one for (named, _), one in zip(cases, ask(engine, task, conversations, journal), strict=True)]
-        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in found]
+        found = ask(engine, task, conversations, journal)
+        lines = [
+            json.dumps(named | one, ensure_ascii=False) + "\n" for (named, _), one in zip(cases, found, strict=True)
+        ]
         if args.out:
             with written_whole(args.out) as file:
                 file.writelines(lines)
@@ -69,7 +75,7 @@ def answer(args, task, cases):
         print(f"{len(lines):,} answers in {args.out}")
     else:
         sys.stdout.writelines(lines)
-    return sum("error" in one for one in found)
+    return sum(isinstance(one, Unanswered) for one in found)
 
 
 def name_of_the_work(args, task, conversations):
@@ -140,21 +146,26 @@ def answered(engine, task, conversations, journal=None):
     found = []
     for answer in asking.answers(engine, conversations, journal, f"{task.case}s"):
         if isinstance(answer, asking.Refusal):
-            found.append({"error": answer.words})
+            found.append(Unanswered(error=answer.words))
             continue
-        parsed = task.parsed(answer.text)
-        if parsed is None:
-            whole = {"error": "the model's answer is not valid", "raw": answer.text}
-        else:
-            whole = parsed if isinstance(parsed, dict) else {"answer": parsed}
-        found.append(whole | rounded(answer.probabilities))
+        found.append(line_of(task.outcome(answer.text), answer))
     return found
+
+
+def line_of(outcome, answer):
+    """An outcome as a line of the output; a text that is no answer at all is shown as it is."""
+    shares = rounded(answer.probabilities)
+    if outcome.answer is None and outcome.reasons:
+        return Unanswered({"error": "; ".join(outcome.reasons)} | shares)
+    if outcome.answer is None:
+        return Unanswered({"error": "the model's answer is not valid", "raw": answer.text} | shares)
+    return (outcome.answer if isinstance(outcome.answer, dict) else {"answer": outcome.answer}) | shares
 
 
 def verdicts(engine, task, conversations, journal=None):
     """The likeliest verdict of each case, in order."""
     return [
-        {"error": shares.words}
+        Unanswered(error=shares.words)
         if isinstance(shares, asking.Refusal)
         else {task.verdict.key: task.verdict.likeliest(shares)} | rounded(shares)
         for shares in asking.verdicts(engine, conversations, journal, f"{task.case}s")

@@ -1,4 +1,4 @@
-"""One model = one YAML: the plan's four sections, checked key by key before anything heavy starts."""
+"""One model = one YAML: the plan's four sections and ours, checked key by key before anything heavy starts."""
 
 import dataclasses
 import difflib
@@ -46,6 +46,23 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Dpo:
+    """Preference tuning, the phase after fine-tuning; lengths, precision and checkpointing are those of Train."""
+
+    lr: float = field(default=5e-5, metadata={"above": 0.0, "at_most": 0.1})
+    epochs: float = field(default=1.0, metadata={"above": 0.0})
+    batch_size: int = field(default=1, metadata={"at_least": 1})
+    grad_accum: int = field(default=1, metadata={"at_least": 1})
+    beta: float = field(default=0.1, metadata={"above": 0.0})
+    loss: typing.Literal["sigmoid", "ipo", "hinge", "apo_zero", "sigmoid_norm"] = "sigmoid"
+    sft_weight: float = field(default=0.0, metadata={"at_least": 0.0})
+    warmup_ratio: float = field(default=0.1, metadata={"at_least": 0.0, "below": 1.0})
+    schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
+    evals_per_epoch: int = field(default=4, metadata={"at_least": 1})
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class Gen:
     max_new_tokens: int = field(metadata={"at_least": 1})
     temperature: float = field(metadata={"at_least": 0.0})
@@ -86,6 +103,7 @@ class Config:
     gen: Gen
     chat: Chat = field(default_factory=Chat)
     merge: Merge = field(default_factory=Merge)
+    dpo: Dpo = field(default_factory=Dpo)
     package: Package | None = None
     about: str | None = None  # what the model is, in a sentence for the report
 

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import interruption
 import locks
-from common import UserError, existing_file, quiet_libraries, read_json, run, sha256_file
+from common import existing_file, quiet_libraries, read_json, run, sha256_file
 from config import load_config
 from language_model import base_files, model_folder
 from manifest import SRC, Clock, fingerprint
 from tasks import DEFAULT, load_task
-from training import shipping, start
+from training import folders, shipping, start
 from training.processes import is_main, say
 
 TRAINING = SRC / "training" / "fine_tuning.py"
+OF_OTHER_STEPS = ("merge", "package", "about", "dpo")  # settings that the adapter does not depend on
 MERGING = SRC / "training" / "merge_adapter.py"
 
 
@@ -39,29 +40,25 @@ def main():
     with locks.only_writer(model) if is_main() else contextlib.nullcontext():
         train_and_merge(args, config, task, model)
         if args.ship and is_main():
-            lora = folder_of(model, "lora")
-            shipping.ship(config, lora, folder_of(model, "merged"), Path(args.ship))
-
-
-def folder_of(model, what):
-    return model.with_name(f"{model.name}-{what}")
+            lora = folders.folder_of(model, "lora")
+            shipping.ship(config, lora, folders.folder_of(model, "merged"), Path(args.ship))
 
 
 def train_and_merge(args, config, task, model):
     """Make what is missing or was made from something else: the adapter, the merged model, both or neither."""
     clock = Clock()
-    lora = folder_of(model, "lora")
-    merged = folder_of(model, "merged")
+    lora = folders.folder_of(model, "lora")
+    merged = folders.folder_of(model, "merged")
     trained_from = training_fingerprint(args, config, task)
     merged_from = fingerprint([trained_from, dataclasses.asdict(config.merge)], MERGING)
-    if not args.force and finished(merged, merged_from) and undamaged(merged):
+    if not args.force and folders.finished(merged, merged_from) and folders.undamaged(merged):
         say(f"{merged} is up to date: same config, prompts, base model and code (--force trains again)")
         os.utime(merged / "manifest.json")
         return
     quiet_libraries()
     if args.force and is_main():
         shutil.rmtree(lora, ignore_errors=True)
-    if args.force or not finished(lora, trained_from):
+    if args.force or not folders.finished(lora, trained_from):
         from training import fine_tuning
 
         if (lora / "manifest.json").is_file():
@@ -102,11 +99,9 @@ def parse_args():
 
 
 def training_fingerprint(args, config, task):
-    """The name of what the adapter depends on: settings other than the merge's, prompts, base model, and the code."""
+    """The name of what the adapter depends on: settings of this phase, prompts, base model, and the code."""
     facts = {
-        "settings": {
-            key: value for key, value in dataclasses.asdict(config).items() if key not in ("merge", "package", "about")
-        },
+        "settings": {key: value for key, value in dataclasses.asdict(config).items() if key not in OF_OTHER_STEPS},
         "task": [task.name, task.select_by],
         "prompts": [sha256_file(args.train), sha256_file(args.val)],
         "base": model_folder.base_identity(config.model_id),
@@ -115,22 +110,6 @@ def training_fingerprint(args, config, task):
         facts["start"] = model_folder.weights_sha256(begun_from)
     # The task says what a right answer is where answers pick the checkpoint.
     return fingerprint(facts, TRAINING, SRC / "tasks" / "answers.py", task.folder / "data.py")
-
-
-def finished(folder, name):
-    """Whether a folder holds the result of this fingerprint."""
-    manifest = folder / "manifest.json"
-    return manifest.is_file() and read_json(manifest).get("fingerprint") == name
-
-
-def undamaged(merged):
-    """Whether a merged model has the weights that were written; damaged ones are made again, for a merge is cheap."""
-    try:
-        model_folder.check_weights(merged)
-    except UserError:
-        say(f"{merged}: the weights are damaged, and are made again from the adapter")
-        return False
-    return True
 
 
 if __name__ == "__main__":

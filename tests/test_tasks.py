@@ -1,5 +1,6 @@
 """A task.yaml that contradicts itself is refused with the file and the key; what tasks share is tested here."""
 
+import json
 import shutil
 
 import pytest
@@ -25,6 +26,36 @@ def test_keys_stand_in_the_schemas_order_at_every_depth():
     assert list(answers.in_order(value, ORDERED)["b"]) == ["y", "x"]
     assert list(answers.in_order(value, ORDERED)["a"][0]) == ["n", "m"]
     assert answers.in_order(value, ORDERED) == value
+
+
+def test_a_part_that_a_schema_refers_to_has_its_order_too():
+    schema = {
+        "$defs": {"span": {"type": "object", "properties": {"from": {}, "to": {}}, "required": ["from"]}},
+        "anyOf": [
+            {"type": "object", "properties": {"why": {}}, "additionalProperties": False},
+            {
+                "type": "object",
+                "properties": {"spans": {"items": {"$ref": "#/$defs/span"}}, "span": {"$ref": "#/$defs/span"}},
+            },
+        ],
+    }
+    found = answers.in_order({"span": {"to": 2, "from": 1}, "spans": [{"to": 4, "from": 3}]}, schema)
+    assert json.dumps(found) == '{"spans": [{"from": 3, "to": 4}], "span": {"from": 1, "to": 2}}'
+
+
+@pytest.mark.parametrize(
+    ("schema", "is_one"),
+    [
+        ({"type": "object"}, True),
+        ({"anyOf": [{"type": "object"}, {"type": "object"}]}, True),
+        ({"anyOf": [{"type": "object"}, {"type": "array"}]}, False),
+        ({"anyOf": [{"type": "object"}, True]}, False),
+        ({}, False),
+        (True, False),
+    ],
+)
+def test_a_json_answer_is_an_object_in_every_alternative(schema, is_one):
+    assert tasks.describes_objects(schema) is is_one
 
 
 def test_a_call_follows_the_schema_of_its_tool(monkeypatch):

@@ -184,7 +184,9 @@ def own_columns(predictions, task):
         return {}
     score_of = task.hook("kpis", "score")
     counts = [
-        score_of({"input": row["input"], "output": row["gold"]}, row["answer"]) if row["raw"] is not None else {}
+        score_of({"input": row["input"], "output": row["gold"], "text": row["raw"]}, row["answer"])
+        if row["raw"] is not None
+        else {}
         for row in predictions
     ]
     names = dict.fromkeys(name for _, *parts in aggregates.values() for name in parts)

@@ -134,25 +134,36 @@ class Service:
     async def answer(self, case, with_shares=False, is_patient=False):
         """(answer, the engine's Answer) to a client's case, or Refused; kept for review where that was asked for."""
         keeps = self.reviews is not None and self.settings.keep_traffic
-        answer, reply = await self.answered(self.task.messages(case), with_shares or keeps, is_patient)
+        outcome, reply = await self._outcome(self.task.messages(case), with_shares or keeps, is_patient)
+        if outcome.reasons:
+            if outcome.answer is None:
+                metrics.FAILED.labels("failed a check").inc()
+            raise Refused(422, "; ".join(outcome.reasons), answer=outcome.answer)
         if keeps:
-            self.reviews.offer(case, answer=answer, probabilities=reply.probabilities)
-        return answer, reply
+            self.reviews.offer(case, answer=outcome.answer, probabilities=reply.probabilities)
+        return outcome.answer, reply
 
     async def answered(self, messages, with_shares=False, is_patient=False):
-        """(the answer, the engine's Answer) to a conversation; every way in which there is none is a Refused in the
+        """(the answer, the engine's Answer) to a conversation; what the task itself would refuse is none of its
+        concern.
+        """
+        outcome, reply = await self._outcome(messages, with_shares, is_patient)
+        return outcome.answer, reply
+
+    async def _outcome(self, messages, with_shares, is_patient):
+        """(the Outcome, the engine's Answer) to a conversation; every way in which there is none is a Refused in the
         words that a client gets.
         """
         reply = await self._reply(messages, with_shares, is_patient)
-        answer = self.task.parsed(reply.text)
-        if answer is None:
+        outcome = self.task.outcome(reply.text)
+        if outcome.answer is None and not outcome.reasons:
             metrics.FAILED.labels("not valid").inc()
             fits = "that fits the schema" if self.task.answer_schema else "that can be read"
             raise Refused(502, f"the model's server sent no answer {fits}")
         if self.task.verdict:
-            metrics.verdicts(self.task.verdict.key).labels(self.task.verdict.of(answer)).inc()
+            metrics.verdicts(self.task.verdict.key).labels(self.task.verdict.of(outcome.answer)).inc()
         metrics.CLOSED.inc(bool(reply.late))
-        return answer, reply
+        return outcome, reply
 
     async def _reply(self, messages, with_shares, is_patient):
         start = time.monotonic()

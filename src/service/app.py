@@ -104,7 +104,7 @@ def add_routes(app, service):
 async def refused(request, error):
     if error.cause:
         request.state.log = getattr(request.state, "log", {}) | {"cause": error.cause}
-    return Json({"error": error.words}, error.status, headers=error.headers)
+    return Json(error.body, error.status, headers=error.headers)
 
 
 async def wrong_query(request, error):

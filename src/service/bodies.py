@@ -25,14 +25,19 @@ LINE = re.compile(rb"\S[^\n]*")
 
 
 class Refused(Exception):
-    """A request that ends with an error; `cause` is for the log alone."""
+    """A request that ends with an error; `cause` is for the log alone, `answer` a refusal of the task's own."""
 
-    def __init__(self, status, words, headers=None, cause=None):
+    def __init__(self, status, words, headers=None, cause=None, answer=None):
         super().__init__(words)
         self.status = status
         self.words = words
         self.headers = headers
         self.cause = cause
+        self.answer = answer
+
+    @property
+    def body(self):
+        return {"error": self.words} | ({} if self.answer is None else {"answer": self.answer})
 
 
 class Json(JSONResponse):

@@ -145,7 +145,7 @@ class Batches:
             except Refused as error:
                 # A batch waits for its turn; single requests are turned away.
                 if error.status != 429:
-                    return {"error": error.words, "status": error.status}
+                    return error.body | {"status": error.status}
                 await asyncio.sleep(TRY_AGAIN_S)
 
 

@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 VERSION = "1"
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+ANSWER = {"description": "Where the task itself refused the request: what the model answered"}
 OPEN_ROUTES = ("/healthz", "/readyz")  # need no key
 ASKED = (400, 401, 408, 413, 415, 422, 429, 502, 503, 504)  # how a request for an answer may end
 OBJECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
@@ -26,7 +27,7 @@ def meanings(contract):
         413: words.too_large,
         415: "Another content type than application/json",
         421: "Without keys: another name than this machine's",
-        422: f"Not {words.full_case}, or not within the limits",
+        422: ", ".join(filter(None, (f"Not {words.full_case}, or not within the limits", words.refused))),
         429: "Too many requests are waiting",
         502: "The model or its server sent no answer",
         503: "Not ready",
@@ -131,7 +132,7 @@ def schemas(contract):
     most_levels = contract.limits.most_levels
     case, verdict = contract.schema_names()
     return values(most_levels) | {
-        "Error": ERROR,
+        "Error": ERROR | ({"properties": ERROR["properties"] | {"answer": ANSWER}} if contract.words.refused else {}),
         "State": {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]},
         case: contract.case_schema({"$ref": f"#/components/schemas/Value{most_levels - 1}"}),
         verdict: contract.answer_schema(),

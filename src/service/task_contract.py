@@ -7,7 +7,7 @@ of a tool call. POST /answer/batch takes many. A service.py may name any of thes
     ROUTE                       where a case is posted; many are at ROUTE/batch
     ANSWER_KEY                  the body's key that holds the answer; None: the answer's own keys are the body
     DESCRIPTION                 the service in a sentence or two, for /openapi.json
-    WORDS                       what a case is called in messages, see Words
+    WORDS                       what a case is called in messages, see Words; "refused" where its inference.py refuses
     EXAMPLE, EXAMPLE_ANSWER     a case and its answer for /openapi.json; else the first row of sample.jsonl
     EXAMPLE_CHAT                the user's message of that case, on the chat route
     case_schema(limits, value)  the JSON Schema of a case, where `value` is that of a value inside it
@@ -23,6 +23,7 @@ import re
 from dataclasses import dataclass
 
 from common import parse_json, read_lines
+from tasks import answers
 from tasks.case_limits import size_problem
 
 
@@ -37,6 +38,7 @@ class Words:
     answer: str
     too_large: str
     too_long: str
+    refused: str  # behind what gets 422, where the task refuses requests itself
 
 
 def words_of(task):
@@ -50,6 +52,7 @@ def words_of(task):
         "answer": "verdict" if task.verdict else "answer",
         "too_large": f"Too large: the body, or the {case} for the model",
         "too_long": f"the {case} is longer than the model can read",
+        "refused": "",
     }
     return Words(**usual | task.hook("service", "WORDS", {}))
 
@@ -173,8 +176,7 @@ class TaskContract:
         more = self.detail_schemas()
         place = f"#/components/schemas/{self.schema_names()[1]}"
         if self.answer_key is None:
-            own = with_references_to(place, own)
-            return own | {"properties": own["properties"] | more}
+            return with_references_to(place, with_more_properties(own, more))
         inside = with_references_to(f"{place}/properties/{self.answer_key}", own)
         return {
             "type": "object",
@@ -202,6 +204,14 @@ def first_sample(task):
     if not path.is_file():
         return {}
     return next((parse_json(line) for _, line in read_lines(path) if line.strip()), {})
+
+
+def with_more_properties(schema, more):
+    """A schema of objects that may hold more; of alternatives each of them."""
+    if "anyOf" in schema:
+        inline = (answers.referred(one["$ref"], schema) if "$ref" in one else one for one in schema["anyOf"])
+        return schema | {"anyOf": [with_more_properties(one, more) for one in inline]}
+    return schema | {"properties": schema.get("properties", {}) | more}
 
 
 def with_references_to(place, schema):

@@ -1,8 +1,8 @@
 """One folder = one task. The folder is the registry; a Task holds what every step may ask of it.
 
 A folder has task.yaml, prompt.md, data.py (what a row is) and sample.jsonl, and of these modules those that it needs:
-kpis.py (what an answer is worth), service.py, synthetic.py, importing.py, from_tables.py, completing.py, baseline.py.
-docs/tasks.md describes each.
+kpis.py (what an answer is worth), inference.py, service.py, synthetic.py, importing.py, from_tables.py, completing.py,
+baseline.py. docs/tasks.md describes each.
 """
 
 import argparse
@@ -26,8 +26,11 @@ FOLDER = Path(__file__).parent
 DEFAULT = "crm"
 # What may pick the checkpoint, by whether the task has a verdict.
 SELECTIONS = {True: ("macro_f1", "accuracy", "exact_pct", "loss"), False: ("exact_pct", "loss")}
+# The sections of a model's YAML that a task may lay its own values over.
+OVERLAID = ("gen", "train", "peft", "dpo")
 OPTIONAL_MODULES = (
     "kpis",
+    "inference",
     "service",
     "synthetic",
     "importing",
@@ -62,9 +65,10 @@ class TaskFile:
     example: str | None = None  # an input on one line, in messages
     shipped: str | None = None  # folder of the model that ships with the project for this task
     columns: dict[str, str] = field(default_factory=dict)  # of the comparison table, in order: title -> KPI
-    gen: dict = field(default_factory=dict)  # these three lie over the sections of the same name in a model's YAML
+    gen: dict = field(default_factory=dict)  # these four lie over the sections of the same name in a model's YAML
     train: dict = field(default_factory=dict)
     peft: dict = field(default_factory=dict)
+    dpo: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class Task:
     @property
     def overlay(self):
         """{section: {key: value}} that lies over a model's YAML."""
-        return {name: dict(values) for name in ("gen", "train", "peft") if (values := getattr(self.file, name))}
+        return {name: dict(values) for name in OVERLAID if (values := getattr(self.file, name))}
 
     @cached_property
     def system_text(self):
@@ -221,6 +225,10 @@ class Task:
     def parsed(self, text):
         """The answer that a text is, or None. Nothing is guessed from a text that is no answer."""
         return answers.parsed(self, text)
+
+    def outcome(self, text):
+        """What of a text goes to whoever asked, in use; scoring reads `parsed` alone."""
+        return answers.outcome(self, text)
 
     def completed(self, case, answer, how):
         """The answer with what it lacks, a new object where the task made something; `how` is keep, make or drop."""
@@ -283,9 +291,15 @@ def file_problem(task):
         return f"schema: {task.file.schema} is neither in the task's folder nor in the project"
     if (task.answer == "verdict") != (task.file.verdict is not None):
         return "answer: verdict and the section verdict (key, review) belong together; one is here without the other"
-    if task.answer == "json" and task.answer_schema.get("type") != "object":
+    if task.answer == "json" and not describes_objects(task.answer_schema):
         return f"schema: {task.file.schema} must describe an object (type: object), as the answer of a json task is one"
     return verdict_problem(task) if task.file.verdict else None
+
+
+def describes_objects(schema):
+    """Whether whatever fits is an object: the schema says so, or each of its alternatives does."""
+    parts = schema.get("anyOf", [schema]) if isinstance(schema, dict) else [schema]
+    return all(isinstance(one, dict) and one.get("type") == "object" for one in parts)
 
 
 def verdict_problem(task):

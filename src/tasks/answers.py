@@ -4,6 +4,7 @@ A task's data.py may say otherwise with `completion(answer)` and `parsed(text)`.
 """
 
 import re
+from dataclasses import dataclass
 
 import jsonschema
 
@@ -18,6 +19,17 @@ ANY_TOOL_CALL = {
 }
 TOOL_NAME = re.compile(r'[^"<>]+')
 TOOL_CALL = re.compile(rf'<tool_call name="({TOOL_NAME.pattern})">(.*)</tool_call>', re.S)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What of a written text goes to whoever asked, and why the request has no better answer, in sentences.
+
+    An answer with reasons is a refusal of the task's own; reasons without an answer say what was wrong with it.
+    """
+
+    answer: object  # None where nothing may go out
+    reasons: tuple[str, ...] = ()
 
 
 def harmless(text):
@@ -40,18 +52,31 @@ def completion(task, answer):
     return to_json(whole)
 
 
-def in_order(value, schema):
+def in_order(value, schema, root=None):
     """The value with its keys in the schema's order at every depth, as the grammar writes them."""
+    root = schema if root is None else root
+    if "$ref" in schema:
+        return in_order(value, referred(schema["$ref"], root), root)
     if "anyOf" in schema:
-        fitting = (one for one in schema["anyOf"] if jsonschema.Draft202012Validator(one).is_valid(value))
-        return in_order(value, next(fitting, {}))
+        # The root's checker finds what a part refers to.
+        checker = jsonschema.Draft202012Validator(root)
+        fitting = (one for one in schema["anyOf"] if checker.evolve(schema=one).is_valid(value))
+        return in_order(value, next(fitting, {}), root)
     if isinstance(value, list):
-        return [in_order(item, schema.get("items", {})) for item in value]
+        return [in_order(item, schema.get("items", {}), root) for item in value]
     if not isinstance(value, dict):
         return value
     properties = schema.get("properties", {})
     keys = [*(key for key in properties if key in value), *(key for key in value if key not in properties)]
-    return {key: in_order(value[key], properties.get(key, {})) for key in keys}
+    return {key: in_order(value[key], properties.get(key, {}), root) for key in keys}
+
+
+def referred(reference, root):
+    """The part of a schema that a reference within it names."""
+    part = root
+    for name in reference.removeprefix("#").split("/")[1:]:
+        part = part[name.replace("~1", "/").replace("~0", "~")]
+    return part
 
 
 def parsed(task, text):
@@ -63,6 +88,12 @@ def parsed(task, text):
     if task.answer == "tool_call":
         return tool_call(task, text)
     return parsed_answer(text, task.schema_checker)
+
+
+def outcome(task, text):
+    """What of a text goes to whoever asked: by default the answer that it is."""
+    own = task.hook("inference", "outcome")
+    return own(text) if own else Outcome(parsed(task, text))
 
 
 def tool_call(task, text):

@@ -3,15 +3,15 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import shutil
 import time
 
 import dataset
 import interruption
-from common import UserError, WorkFailed, counted, sha256_file, shown_path, write_json, write_text
+from common import UserError, WorkFailed, counted, sha256_file, shown_path, write_json
 from language_model import base_model, chat_template, model_folder, packed_attention
 from manifest import Clock, write_manifest
+from training import checkpoints
 from training.processes import is_main, n_processes, say, use_every_core
 
 ROOM_IN_BINS = 0.1  # how far a step's bins may lie from the number asked; a bin more or less is as much in most runs
@@ -21,10 +21,10 @@ def train(args, config, task, lora, fingerprint, clock):
     use_every_core()
     chat = chat_template.load_chat(config)
     examples, left_out = encoded(args, chat, config, lora)
-    checkpoints = prepare_folder(lora, fingerprint)
-    make = functools.partial(make_trainer, config, task, chat, examples, checkpoints)
-    with interruption.keeping(functools.partial(kept_words, checkpoints)):
-        trainer = run_within_memory(make, config, checkpoints, args.config)
+    kept = checkpoints.prepare_folder(lora, fingerprint)
+    make = functools.partial(make_trainer, config, task, chat, examples, kept)
+    with interruption.keeping(functools.partial(checkpoints.kept_words, kept)):
+        trainer = run_within_memory(make, config, kept, args.config)
     trainer.accelerator.wait_for_everyone()
     if is_main():
         save_adapter(trainer, chat, lora)
@@ -41,17 +41,11 @@ def train(args, config, task, lora, fingerprint, clock):
                 for split, path in (("train", args.train), ("val", args.val))
             },
         )
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(kept)
     trainer.accelerator.end_training()
 
 
-def kept_words(checkpoints):
-    """What an interrupted training goes on from; empty before the first checkpoint."""
-    last = last_whole_checkpoint(checkpoints)
-    return f"the training up to step {step_of(last)} is kept in {last}" if last else ""
-
-
-def run_within_memory(make, config, checkpoints, config_path):
+def run_within_memory(make, config, kept, config_path):
     """A trainer that has trained: from the last checkpoint or from the start, with smaller micro-batches where memory
     turns out too small; where even one row is too much, say what to change.
     """
@@ -61,11 +55,11 @@ def run_within_memory(make, config, checkpoints, config_path):
 
     trainer = make()
     trainer.accelerator.wait_for_everyone()  # stale checkpoints are gone before any process looks for the last one
-    choice = micro_batch.choose(trainer, config.train.micro_batch, checkpoints)
+    choice = micro_batch.choose(trainer, config.train.micro_batch, kept)
     while True:
         try:
-            use(trainer, choice, config, checkpoints)
-            run_from_the_last(trainer, checkpoints)
+            use(trainer, choice, config, kept)
+            run_from_the_last(trainer, kept)
             return trainer
         except torch.cuda.OutOfMemoryError as error:
             plan = trainer.plan
@@ -83,24 +77,24 @@ def run_within_memory(make, config, checkpoints, config_path):
         trainer = make()
 
 
-def use(trainer, choice, config, checkpoints):
+def use(trainer, choice, config, kept):
     """Put a micro-batch to work and say so, with what is ahead and how long it takes."""
     from training import duration, micro_batch
 
-    last = last_whole_checkpoint(checkpoints)
+    last = checkpoints.last_whole_checkpoint(kept)
     begun = f"training {config.name}: {trainer.n_rows:,} rows, {trainer.plan.words}"
-    say(f"going on from step {step_of(last)}, kept in {last}" if last else begun)
+    say(f"going on from step {checkpoints.step_of(last)}, kept in {last}" if last else begun)
     trainer.take_plan(trainer.plan.in_micro_batches(choice.chosen))
     trainer.micro_batch = choice
-    micro_batch.keep(checkpoints, choice, trainer.plan)
+    micro_batch.keep(kept, choice, trainer.plan)
     say(choice.words)
-    say(f"time, estimated: {duration.estimated(trainer, step_of(last) if last else 0)}")
+    say(f"time, estimated: {duration.estimated(trainer, checkpoints.step_of(last) if last else 0)}")
 
 
-def run_from_the_last(trainer, checkpoints):
+def run_from_the_last(trainer, kept):
     from peft.helpers import disable_input_dtype_casting
 
-    last = last_whole_checkpoint(checkpoints)
+    last = checkpoints.last_whole_checkpoint(kept)
     # Under autocast PEFT would lift every input of an adapter to float32 only for autocast to lower it again.
     unlifted = disable_input_dtype_casting(trainer.model, active=trainer.precision != "float32")
     with interruption.until_asked(), unlifted:
@@ -142,39 +136,6 @@ def encoded(args, chat, config, lora):
         lora.mkdir(parents=True, exist_ok=True)
         write_json(lora / "left_out.json", left_out)
     return examples, {split: len(rows) for split, rows in left_out.items()}
-
-
-def prepare_folder(lora, fingerprint):
-    """The checkpoint folder; checkpoints of other settings, data or code are thrown away."""
-    checkpoints = lora / "checkpoints"
-    mark = checkpoints / "fingerprint.txt"
-    if is_main():
-        (lora / "manifest.json").unlink(missing_ok=True)
-        if checkpoints.exists() and (not mark.is_file() or mark.read_text() != fingerprint):
-            print(f"{checkpoints}: these checkpoints are of other settings, data or code; starting anew", flush=True)
-            shutil.rmtree(checkpoints)
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        write_text(mark, fingerprint)
-    return checkpoints
-
-
-def last_whole_checkpoint(checkpoints):
-    """The newest checkpoint that was written to its end; a run killed while saving leaves one that is not."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=step_of)
-    for path in reversed(found):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            if is_main():
-                print(f"{path}: half-written, left aside", flush=True)
-                shutil.rmtree(path)
-            continue
-        return path
-    return None
-
-
-def step_of(checkpoint):
-    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +244,7 @@ def adapter_settings(config):
     )
 
 
-def save_adapter(trainer, chat, lora):
+def save_adapter(trainer, chat, lora, lr_key="train.lr"):
     import torch
 
     broken = [
@@ -294,7 +255,7 @@ def save_adapter(trainer, chat, lora):
     if broken:
         raise WorkFailed(
             f"training diverged: {len(broken)} adapter matrices hold NaN or infinity (first {broken[0]}); "
-            "lower train.lr and run again with --force"
+            f"lower {lr_key} and run again with --force"
         )
     trainer.save_model(lora)
     chat.tokenizer.save_pretrained(lora)

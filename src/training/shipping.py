@@ -14,10 +14,12 @@ from common import (
     write_json,
     write_text,
 )
+from config import config_from_dict
 from language_model import calibration, hub, model_folder
 from manifest import Clock, write_manifest
 from tasks import DEFAULT
 
+TUNED_FROM = "fine_tuning"  # in the manifest of a tuned adapter, what is known of the phase before
 CARD = Path(__file__).with_name("adapter_card.md")
 
 
@@ -57,6 +59,7 @@ def ship(config, lora, merged, out):
             "training": trained["training"]
             | {key: trained[key] for key in ("command", "wall_s", "hardware", "versions", "finished")},
             "data": trained["data"],
+            **{key: trained[key] for key in (TUNED_FROM,) if key in trained},
             "weights_sha256": model_folder.weights_sha256(part),
         }
         write_text(part / "README.md", card(config, facts, (part / "adapter_model.safetensors").stat().st_size, out))
@@ -88,6 +91,10 @@ def card(config, facts, n_bytes, out):
     """The folder's README, from the manifest's facts alone."""
     base = facts["base"]
     training = facts["training"]
+    if before := facts.get(TUNED_FROM):
+        # Of an adapter that was tuned on preferences the card tells the first phase first.
+        training = before | before["training"]
+        config = dataclasses.replace(config, train=config_from_dict(before["config"], "manifest.json").train)
     quantized = f", which holds them in {base['quantized']}" if base.get("quantized") else ""
     return CARD.read_text(encoding="utf-8").format(
         title=f"{config.name} for the task {facts['task']}: an adapter",
@@ -96,6 +103,7 @@ def card(config, facts, n_bytes, out):
         megabytes=n_bytes / 1e6,
         source=f"the package {base['package']}{quantized}" if "package" in base else base["source"],
         training=training,
+        preferences=preferences(config, facts) if TUNED_FROM in facts else "",
         metric=training["selected_by"],
         score=training[f"best_val_{training['selected_by']}"],
         gpu=training["hardware"].get("gpu", "CPU"),
@@ -103,4 +111,17 @@ def card(config, facts, n_bytes, out):
         speed=f", {training['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in training else "",
         task=f" --task {facts['task']}" if facts["task"] != DEFAULT else "",
         data=f"data/{facts['task']}/test.jsonl" if facts["task"] != DEFAULT else "data/test.jsonl",
+    )
+
+
+def preferences(config, facts):
+    """The card's lines about the second phase."""
+    tuned = facts["training"]
+    return (
+        f"- then preference tuning (DPO, {config.dpo.loss}, beta {config.dpo.beta:g}) against the frozen adapter: "
+        f"{tuned['rows']:,} pairs, {tuned['epochs']:g} epochs, {tuned['steps']:,} steps; learning rate "
+        f"{config.dpo.lr:g}, seed {config.dpo.seed}\n"
+        f"- at its end, on {tuned['rows_val']:,} validation pairs: the chosen answer is preferred in "
+        f"{tuned['val_accuracy']:.1%}, margin {tuned['val_margin']:.2f}\n"
+        f"- `{tuned['command']}`\n"
     )

@@ -82,9 +82,13 @@ def test_a_sample_is_a_dozen_rows_and_the_tasks_own_kpis_count_what_they_name(ta
     aggregates = task.hook("kpis", "AGGREGATES", {})
     counted = {name for _, *parts in aggregates.values() for name in parts}
     if aggregates:
-        counts = [task.hook("kpis", "score")(row, row["output"]) for row in rows]
+        texts = [task.completion(row["output"]) for row in rows]
+        counts = [
+            task.hook("kpis", "score")(row | {"text": text}, row["output"])
+            for row, text in zip(rows, texts, strict=True)
+        ]
         assert all(each.keys() >= counted for each in counts)
-        assert isinstance(task.hook("kpis", "score")(rows[0], None), dict)
+        assert isinstance(task.hook("kpis", "score")(rows[0] | {"text": RUBBISH}, None), dict)
 
 
 def test_a_file_of_another_task_is_no_prediction(monkeypatch):

@@ -1,0 +1,129 @@
+"""Tune a fine-tuned adapter on preference pairs (DPO) and merge it.
+
+    accelerate launch src/dpo_train.py --config configs/phi4mini.yaml
+
+Begins with outputs/<model>-lora/, whose frozen copy is the reference, and writes outputs/<model>-dpo/ and
+outputs/<model>-dpo-merged/. A killed run goes on from its last checkpoint.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import dataset
+import interruption
+import locks
+from common import existing_file, quiet_libraries, read_json, run, sha256_file
+from config import load_config
+from language_model import base_files, model_folder
+from manifest import SRC, Clock, fingerprint
+from tasks import DEFAULT, load_task
+from tasks import facts as task_facts
+from training import folders, phase_before, shipping
+from training.processes import is_main, say
+
+TUNING = SRC / "training" / "preference_tuning.py"
+MERGING = SRC / "training" / "merge_adapter.py"
+
+
+def main():
+    args = parse_args()
+    task = load_task(args.task)
+    model = Path(args.out or task.under("outputs")) / Path(args.config).stem
+    adapter = Path(args.adapter) if args.adapter else folders.folder_of(model, "lora")
+    begun_with = phase_before.facts(adapter, how_to_make(args, task))
+    config = load_config(args.config, args.set, task.overlay)
+    config = phase_before.settings(config, args.set, adapter, begun_with)
+    base_files.ensure(config)
+    if args.ship:
+        shipping.check(config, Path(args.ship))
+    tuned = folders.folder_of(model, "dpo")
+    # Of several processes the first one writes.
+    with locks.only_writer(tuned) if is_main() else contextlib.nullcontext():
+        tune_and_merge(args, config, task, adapter, tuned)
+        if args.ship and is_main():
+            shipping.ship(config, tuned, folders.folder_of(tuned, "merged"), Path(args.ship))
+
+
+def how_to_make(args, task):
+    task_flag = "" if task.name == DEFAULT else f" TASK={task.name}"
+    return f"make train-{Path(args.config).stem}{task_flag} (src/sft_train.py)"
+
+
+def tune_and_merge(args, config, task, adapter, tuned):
+    """Make what is missing or was made from something else: the tuned adapter, the merged model, both or neither."""
+    clock = Clock()
+    merged = folders.folder_of(tuned, "merged")
+    tuned_from = tuning_fingerprint(args, config, task, adapter)
+    merged_from = fingerprint([tuned_from, dataclasses.asdict(config.merge)], MERGING)
+    if not args.force and folders.finished(merged, merged_from) and folders.undamaged(merged):
+        say(f"{merged} is up to date: same config, pairs, adapter, base model and code (--force tunes again)")
+        os.utime(merged / "manifest.json")
+        return
+    quiet_libraries()
+    if args.force and is_main():
+        shutil.rmtree(tuned, ignore_errors=True)
+    if args.force or not folders.finished(tuned, tuned_from):
+        from training import preference_tuning
+
+        if (tuned / "manifest.json").is_file():
+            made_by = read_json(tuned / "manifest.json").get("command")
+            say(f"{tuned} was made from other settings, pairs or code ({made_by}): it is tuned anew")
+        preference_tuning.tune(args, config, task, adapter, tuned, tuned_from, clock)
+    else:
+        say(f"{tuned} is up to date: only the merge runs")
+    if is_main():
+        from training import merge_adapter
+
+        with interruption.keeping(lambda: f"the adapter in {tuned} is whole, and only the merge runs again"):
+            merge_adapter.merge(config, task, tuned, merged, dataset.read_prompts(args.prompts), merged_from)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the model's YAML, for example configs/phi4mini.yaml")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings, for example dpo.lr=1e-5 dpo.beta=0.3",
+    )
+    parser.add_argument("--train", help="preference pairs (default data/preferences.jsonl)")
+    parser.add_argument("--val", help="pairs for validation (default data/preferences_val.jsonl)")
+    parser.add_argument(
+        "--prompts", help="validation prompts that the merge is checked on (default data/processed/val.jsonl)"
+    )
+    parser.add_argument("--adapter", help="the fine-tuned adapter (default <model>-lora in the folder of --out)")
+    parser.add_argument("--out", help="folder for <model>-dpo and <model>-dpo-merged (default outputs)")
+    parser.add_argument("--ship", help="folder for the adapter with card and manifest, small enough to pass on")
+    parser.add_argument("--force", action="store_true", help="tune again from the start, even if nothing changed")
+    parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
+    args = parser.parse_args()
+    data = load_task(args.task).under("data")
+    makes = "the task's preference pairs belong there, docs/training.md says how a line looks"
+    args.train = existing_file(args.train or data / "preferences.jsonl", makes)
+    args.val = existing_file(args.val or data / "preferences_val.jsonl", makes)
+    args.prompts = existing_file(args.prompts or data / "processed" / "val.jsonl", "run make prep first")
+    return args
+
+
+def tuning_fingerprint(args, config, task, adapter):
+    """The name of what the tuned adapter depends on: settings of this phase, pairs, adapter, base model, and code."""
+    facts = {
+        "settings": {name: dataclasses.asdict(config)[name] for name in ("model_id", "peft", "chat", "dpo")},
+        "train": [config.train.max_seq_len, config.train.bf16, config.train.gradient_ckpt, config.gen.max_new_tokens],
+        "task": [task.name, task_facts(task)],
+        "data": [sha256_file(path) for path in (args.train, args.val, args.prompts)],
+        "base": model_folder.base_identity(config.model_id),
+        "adapter": model_folder.weights_sha256(adapter),
+    }
+    # The task says what a prompt is.
+    return fingerprint(facts, TUNING, SRC / "tasks" / "answers.py", task.folder / "data.py")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,120 @@
+"""Preference pairs: what a line must be, and its token ids, whole or not at all."""
+
+import dataclasses
+
+import dataset
+from common import UserError, existing_file, parse_json, read_lines
+from language_model.chat_template import IGNORED
+from rows import Problems, refuse_other_kinds
+
+TEXTS = ("id", "chosen", "rejected", "violation")  # `violation` names what is wrong with the rejected text
+KEYS = {*TEXTS, "input"}
+
+
+def read_pairs(path, task):
+    """Every pair of a JSON Lines file as {id, prompt, chosen, rejected, violation}; wrong lines stop the run, by
+    number.
+    """
+    refuse_other_kinds(existing_file(path), path)
+    problems = Problems()
+    pairs = []
+    for number, line in read_lines(path):
+        try:
+            pair = pair_of(line, task)
+        except ValueError as error:
+            problems.note(f"{path}:{number}", *error.args)
+        else:
+            if pair is not None:
+                pairs.append(pair)
+    problems.stop_if_any(path)
+    if not pairs:
+        raise UserError(f"{path}: there is no preference pair in it; make it again with the step that wrote it")
+    return pairs
+
+
+def pair_of(line, task):
+    """The pair of a line, None of an empty one; ValueError with what is wrong."""
+    if isinstance(line, UnicodeDecodeError):
+        raise ValueError("not UTF-8; save the file as UTF-8")
+    if not line.strip():
+        return None
+    try:
+        found = parse_json(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"a pair is an object, this is {type(found).__name__}")
+    if wrong := problems_of(found, task):
+        raise ValueError(*wrong)
+    return {
+        "id": found["id"],
+        "prompt": task.messages(found["input"]),
+        "chosen": found["chosen"],
+        "rejected": found["rejected"],
+        "violation": found["violation"],
+    }
+
+
+def problems_of(pair, task):
+    """What is wrong with a pair, in words; empty when it is one."""
+    unknown = sorted(pair.keys() - KEYS)
+    missing = sorted(KEYS - pair.keys())
+    wrong = [f"unknown key {key!r}; a pair has {', '.join(sorted(KEYS))}" for key in unknown]
+    wrong += [f"{key!r} is missing" for key in missing]
+    for key in TEXTS:
+        if key in pair and not (isinstance(pair[key], str) and pair[key].strip()):
+            wrong.append(f"{key!r} must be a text and not empty")
+    if "input" in pair:
+        wrong += task.check_case(pair["input"])
+    if not wrong and pair["chosen"] == pair["rejected"]:
+        wrong.append("'chosen' and 'rejected' are the same text")
+    return wrong
+
+
+def encode_pairs(pairs, chat, config):
+    """(pairs as token ids, pairs left out with the reason). Nothing is ever cut to fit."""
+    # Nobody has to write a rejected text, so it need not fit the answer's budget.
+    roomy = dataclasses.replace(config, gen=dataclasses.replace(config.gen, max_new_tokens=config.train.max_seq_len))
+    chosen, too_long = encoded(pairs, "chosen", chat, config)
+    rejected, too_long_too = encoded(pairs, "rejected", chat, roomy)
+    control = chat.control_ids()
+    examples = []
+    left_out = []
+    for at, pair in enumerate(pairs):
+        reason = too_long.get(at) or too_long_too.get(at) or spoken_control_token(pair, chat, control)
+        if not reason and chosen[at]["input_ids"] == rejected[at]["input_ids"]:
+            reason = "chosen and rejected are the same tokens to this model"
+        if reason:
+            left_out.append({"id": pair["id"], "reason": reason})
+        else:
+            examples.append(example_of(chosen[at], rejected[at]))
+    return examples, left_out
+
+
+def encoded(pairs, side, chat, config):
+    """({position: example}, {position: reason}) of one side's texts, as fine-tuning encodes its answers."""
+    rows = [
+        {"id": at, "prompt": pair["prompt"], "completion": [{"role": "assistant", "content": pair[side]}]}
+        for at, pair in enumerate(pairs)
+    ]
+    examples, left_out = dataset.encode_rows(rows, chat, config)
+    reasons = {row["id"]: f"{side}: {row['reason']}" for row in left_out}
+    return {example["id"]: example for example in examples}, reasons
+
+
+def spoken_control_token(pair, chat, control):
+    """Why a pair's text would end before its end: it spells a token that ends the model's turn; None where not."""
+    for side in ("chosen", "rejected"):
+        if not control.isdisjoint(chat.ids(pair[side])):
+            return f"{side}: the text spells a control token of this model"
+    return None
+
+
+def example_of(chosen, rejected):
+    """The three lists of token ids that TRL's collator takes; both answers with the token that ends them."""
+    n_prompt = chosen["labels"].count(IGNORED)
+    return {
+        "prompt_ids": chosen["input_ids"][:n_prompt],
+        "chosen_ids": chosen["input_ids"][n_prompt:],
+        "rejected_ids": rejected["input_ids"][n_prompt:],
+    }
