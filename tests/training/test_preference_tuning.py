@@ -12,6 +12,7 @@ import pytest
 import dpo_train
 import interruption
 import make_standin
+import sft_train
 from common import ROOT, write_json
 from config import load_config
 from language_model import base_model, chat_template, model_folder
@@ -163,6 +164,26 @@ def test_the_adapter_to_pass_on_tells_both_phases(tuned):
     card = (tuned.place / "booking-standin" / "README.md").read_text()
     assert "learning rate 0.007" in card and "best loss on" in card and "2.500" in card
     assert f"DPO, sigmoid, beta 0.1) against the frozen adapter: {N_TRAIN} pairs, 2 epochs, {STEPS} steps" in card
+
+
+def test_settings_of_one_phase_train_nothing_again_in_the_other(place, task):
+    files = SimpleNamespace(
+        train=place / "prompts.jsonl", val=place / "pairs_val.jsonl", prompts=place / "prompts.jsonl"
+    )
+    names = {}
+    for override in ("train.seed=42", "dpo.beta=0.3", "train.lr=1e-4", "merge.dtype=float16", "train.max_seq_len=512"):
+        config = load_config(ROOT / "configs" / "standin.yaml", [f"model_id={place}/base", override])
+        tuning = dpo_train.tuning_fingerprint(files, config, task, place / "out" / "standin-lora")
+        names[override] = (sft_train.training_fingerprint(files, config, task), tuning)
+    training, tuning = names.pop("train.seed=42")
+    assert {override for override, (one, _) in names.items() if one != training} == {
+        "train.lr=1e-4",
+        "train.max_seq_len=512",
+    }
+    assert {override for override, (_, one) in names.items() if one != tuning} == {
+        "dpo.beta=0.3",
+        "train.max_seq_len=512",
+    }
 
 
 def test_nothing_is_done_twice_and_only_the_merge_where_only_it_changed(tuned, capfd):
