@@ -7,14 +7,14 @@ from common import UserError, existing_file, parse_json, read_lines
 from language_model.chat_template import IGNORED
 from rows import Problems, refuse_other_kinds
 
-TEXTS = ("id", "chosen", "rejected", "violation")  # `violation` names what is wrong with the rejected text
-KEYS = {*TEXTS, "input"}
+TEXTS = ("id", "chosen", "rejected")
+SOURCES = ("input", "prompt")  # a pair has one of them: a case, or the messages that a review's export made of it
+NOTES = ("violation", "reason")  # what is wrong with the rejected text, by name or in words; nothing depends on it
+KEYS = (*TEXTS, *SOURCES, *NOTES)
 
 
 def read_pairs(path, task):
-    """Every pair of a JSON Lines file as {id, prompt, chosen, rejected, violation}; wrong lines stop the run, by
-    number.
-    """
+    """Every pair of a JSON Lines file as {id, prompt, chosen, rejected}; wrong lines stop the run, by number."""
     refuse_other_kinds(existing_file(path), path)
     problems = Problems()
     pairs = []
@@ -46,29 +46,37 @@ def pair_of(line, task):
         raise ValueError(f"a pair is an object, this is {type(found).__name__}")
     if wrong := problems_of(found, task):
         raise ValueError(*wrong)
-    return {
-        "id": found["id"],
-        "prompt": task.messages(found["input"]),
-        "chosen": found["chosen"],
-        "rejected": found["rejected"],
-        "violation": found["violation"],
-    }
+    prompt = found["prompt"] if "prompt" in found else task.messages(found["input"])
+    return {key: found[key] for key in TEXTS} | {"prompt": prompt}
 
 
 def problems_of(pair, task):
     """What is wrong with a pair, in words; empty when it is one."""
-    unknown = sorted(pair.keys() - KEYS)
-    missing = sorted(KEYS - pair.keys())
-    wrong = [f"unknown key {key!r}; a pair has {', '.join(sorted(KEYS))}" for key in unknown]
-    wrong += [f"{key!r} is missing" for key in missing]
+    wrong = [f"unknown key {key!r}; a pair may have {', '.join(KEYS)}" for key in pair if key not in KEYS]
     for key in TEXTS:
-        if key in pair and not (isinstance(pair[key], str) and pair[key].strip()):
-            wrong.append(f"{key!r} must be a text and not empty")
-    if "input" in pair:
+        if not (isinstance(pair.get(key), str) and pair[key].strip()):
+            wrong.append(f"{key!r} must be there, a text and not empty")
+    if len(pair.keys() & set(SOURCES)) != 1:
+        wrong.append("either 'input' or 'prompt' must be there")
+    elif "input" in pair:
         wrong += task.check_case(pair["input"])
+    elif not is_prompt(pair["prompt"], task):
+        wrong.append("'prompt' is not made by this task with its present system text; export the pairs again")
     if not wrong and pair["chosen"] == pair["rejected"]:
         wrong.append("'chosen' and 'rejected' are the same text")
     return wrong
+
+
+def is_prompt(messages, task):
+    """Whether these are the messages of a prompt that the task makes today."""
+    whole = isinstance(messages, list) and len(messages) == 2 and all(isinstance(one, dict) for one in messages)
+    return (
+        whole
+        and messages[0] == {"role": "system", "content": task.system_text}
+        and messages[1].keys() == {"role", "content"}
+        and messages[1]["role"] == "user"
+        and isinstance(messages[1]["content"], str)
+    )
 
 
 def encode_pairs(pairs, chat, config):

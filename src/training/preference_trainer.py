@@ -12,7 +12,9 @@ from trl import DPOConfig, DPOTrainer
 from training import trainer as loop
 from training.processes import n_processes
 
-POLICY = "default"  # PEFT's name of the adapter that is trained; TRL keeps its frozen copy as `ref`
+# PEFT's names of the adapter that is trained and of the frozen copy that TRL makes of it.
+POLICY = "default"
+REFERENCE = "ref"
 CURVES = (
     "loss",
     "logps/chosen",
@@ -100,6 +102,17 @@ class PreferenceTrainer(DPOTrainer):
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             model.save_pretrained(output_dir or self.args.output_dir, selected_adapters=[POLICY])
+
+
+def begin_at_the_reference(model):
+    """Give the trained adapter its copy's values and precision again.
+
+    On 4-bit weights TRL rounds it to bfloat16 behind the copy. It would begin beside its reference, and most steps of
+    AdamW at this learning rate are smaller than bfloat16 can add.
+    """
+    for name, weights in model.named_parameters():
+        if f".{POLICY}." in name:
+            weights.data = model.get_parameter(name.replace(f".{POLICY}.", f".{REFERENCE}.")).data.clone()
 
 
 class Progress(loop.Progress):

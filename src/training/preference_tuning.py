@@ -18,6 +18,8 @@ SHOWN_LEFT_OUT = 5
 
 def tune(args, config, task, adapter, tuned, fingerprint, clock):
     """Train `adapter` on the pairs of args.train and leave the result, with its record, in `tuned`."""
+    from training import preference_trainer
+
     use_every_core()
     chat = chat_template.load_chat(config)
     examples, left_out = encoded(args, chat, config, task, tuned)
@@ -37,6 +39,7 @@ def tune(args, config, task, adapter, tuned, fingerprint, clock):
             weights_sha256=model_folder.weights_sha256(tuned),
             task=task.name,
             training=training_facts(trainer, config, examples, left_out),
+            curves=preference_trainer.curves(trainer.state.log_history),
             fine_tuning=phase_before.recorded(read_json(adapter / "manifest.json")),
             data=data_facts(args),
         )
@@ -85,6 +88,7 @@ def make_trainer(config, chat, examples, adapter, kept):
         processing_class=chat.tokenizer,
         callbacks=[preference_trainer.Progress(), loop.Saving()],
     )
+    preference_trainer.begin_at_the_reference(trainer.model)
     loop.keep_own_callbacks(trainer)
     trainer.precision = precision
     return trainer
@@ -136,7 +140,6 @@ def training_facts(trainer, config, examples, left_out):
         "chosen_fell_by": round(preference_trainer.fall(last, config.dpo.beta), 4),
         "val_margin": round(last["eval_rewards/margins"], 4),
         "val_accuracy": round(last["eval_rewards/accuracies"], 4),
-        "curves": preference_trainer.curves(state.log_history),
         "adapted": base_model.adapted_kinds(trainer.model),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         **trainer.speed.facts(),

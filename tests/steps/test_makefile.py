@@ -157,6 +157,14 @@ def test_a_changed_prompt_trains_again(project):
     make(project, "kpi-standin", "report")
 
 
+def test_preference_tuning_never_fine_tunes_and_its_model_is_a_model(project):
+    assert planned(project, "dpo-standin") == ["dpo_train"]
+    assert planned(project, "kpi-standin-dpo") == ["dpo_train", "evaluate_kpis"]
+    assert planned(project, "ask-standin-dpo") == ["ask"] and planned(project, "serve-standin-dpo") == ["serve"]
+    assert "data/preferences.jsonl: no such file" in make(project, "dpo-standin", good=False)
+    assert "no model 'phi4' in configs/" in make(project, "dpo-phi4", good=False)
+
+
 def test_a_setting_on_the_command_line_reaches_the_manifest(project):
     output = make(project, "train-standin", "SET=train.lr=1e-3")
     assert '"lr": 0.001' in (project / "outputs" / "standin-merged" / "manifest.json").read_text()
@@ -173,7 +181,7 @@ def test_help_lists_every_target_model_and_variable(project):
         "demo-steps",
         "transfer-sets",
     }
-    families = {"check-<model>", "train-<model>", "kpi-<model>"}
+    families = {"check-<model>", "train-<model>", "dpo-<model>", "kpi-<model>"}
     assert {target for target in targets | families if f"make {target}" not in shown} == set()
     models = re.search(r"^models +(.*)$", shown, re.M).group(1).split()
     assert set(models) >= MODELS

@@ -25,6 +25,8 @@ ELSEWHERE = {
     "make prep IN=pairs.csv": "test_own_table.py, with a table that it makes",
     "make train-steward_mini": "test_own_table.py",
     "make kpi-steward_mini": "test_own_table.py",
+    "make dpo-phi4mini": "test_preference_tuning.py, with pairs that it makes",
+    "make kpi-phi4mini-dpo": "test_preference_tuning.py",
     "make serve": "test_serve.py, with README's own question",
     "make pretrain": "needs a GPU; test_pretrain.py trains a tiny one",
     "curl http://127.0.0.1:8080/match": "test_serve.py asks it of a service",
