@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from collections import Counter
+from collections import Counter, deque
 
 from common import WorkFailed, parse_json, row_id
 from tasks.answers import in_order
@@ -43,16 +43,20 @@ def is_broken(text, task):
 
 
 def with_few_broken(pairs, task):
-    """The pairs without those whose broken text would be one too many among the pairs so far."""
+    """The pairs, where one with a broken text waits until it is not one too many among those so far."""
+    waiting = deque()
     n_broken = 0
     n = 0
     for pair in pairs:
-        broken = is_broken(pair["rejected"], task)
-        if broken and n_broken + 1 > MOST_BROKEN_SHARE * (n + 1):
-            continue
-        n_broken += broken
-        n += 1
-        yield pair
+        if is_broken(pair["rejected"], task):
+            waiting.append(pair)
+        else:
+            n += 1
+            yield pair
+        while waiting and n_broken + 1 <= MOST_BROKEN_SHARE * (n + 1):
+            n_broken += 1
+            n += 1
+            yield waiting.popleft()
 
 
 # ---- pairs
