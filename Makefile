@@ -172,16 +172,16 @@ models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 	$(PYTHON) $< --data $(D)/processed/train.jsonl --out $(@D)
 
 ## make preferences       data/train.jsonl -> preferences.jsonl and preferences_val.jsonl: gold answers beside wrong ones; nothing of the test rows (NO_TEST=1: there are none)
-## PREDICTIONS  what src/predict.py wrote for training rows: its wrong answers become half of the pairs
+## PREDICTIONS  what src/predict.py wrote for training rows: the wrong answers become half of the pairs
 PREDICTIONS ?=
-## ON_POLICY    their share of the pairs, where half is not meant
+## ON_POLICY    their share of the pairs, 0 to 1
 ON_POLICY ?=
 ## N_PAIRS      how many pairs
 N_PAIRS ?=
 .PHONY: preferences
 preferences: $(D)/manifest.json
-	$(PYTHON) src/build_preferences.py --in $(D)/train.jsonl --test $(D)/test.jsonl --out $(D) $(if $(NO_TEST),--no_test) $(if $(PREDICTIONS),--predictions $(PREDICTIONS)) \
-	  $(if $(ON_POLICY),--on_policy_share $(ON_POLICY)) $(if $(N_PAIRS),--n_pairs $(N_PAIRS)) $(TASK_FLAG)
+	$(PYTHON) src/build_preferences.py --in $(D)/train.jsonl --test $(D)/test.jsonl $(wildcard $(T)/by_hand.jsonl) --out $(D) $(if $(NO_TEST),--no_test) \
+	  $(if $(PREDICTIONS),--predictions $(PREDICTIONS)) $(if $(ON_POLICY),--on_policy_share $(ON_POLICY)) $(if $(N_PAIRS),--n_pairs $(N_PAIRS)) $(TASK_FLAG)
 
 ## make dpo-<model>       tune the fine-tuned adapter on preference pairs into outputs/<model>-dpo and merge it (SET="dpo.lr=1e-5"); then kpi-, ask-, bench-, serve-<model>-dpo
 .PHONY: $(MODELS:%=dpo-%)

@@ -23,6 +23,8 @@ TRAIN = "preferences.jsonl"
 VALIDATION = "preferences_val.jsonl"
 MANIFEST = "preferences.manifest.json"
 PREDICTION_KEYS = ("input", "gold", "raw")
+N_PAIRS = 1_000
+MIXED_SHARE = 0.5  # of the pairs, a model's own answers, where both kinds can be had
 
 
 def main():
@@ -50,9 +52,11 @@ def parse_args():
         default=[],
         help="what src/predict.py wrote for training rows; the answers that fail a check become rejected ones",
     )
-    parser.add_argument("--n_pairs", type=int, default=1_000, help="pairs in both files together (default 1,000)")
+    parser.add_argument("--n_pairs", type=int, default=N_PAIRS, help=f"pairs in both files (default {N_PAIRS:,})")
     parser.add_argument(
-        "--on_policy_share", type=float, help="of the pairs, those of --predictions (default 0.5 where it is named)"
+        "--on_policy_share",
+        type=float,
+        help=f"of the pairs, those of --predictions (default {MIXED_SHARE}, without it 0; 1 where the task makes none)",
     )
     parser.add_argument("--val_share", type=float, default=0.1, help="share for preferences_val.jsonl (default 0.1)")
     parser.add_argument("--seed", type=int, default=42, help="another seed gives other pairs (default 42)")
@@ -67,24 +71,34 @@ def checked_args(args):
     args.source = args.source or folder / "train.jsonl"
     args.test = args.test or [folder / "test.jsonl"]
     args.out = args.out or folder
+    makes_its_own = task.module("violations") is not None
+    if not args.predictions and not makes_its_own:
+        raise UserError(
+            f"--task {task.name}: it makes no wrong answers (it has no src/tasks/{task.name}/violations.py); name "
+            "those of a model with --predictions"
+        )
     if args.on_policy_share is None:
-        args.on_policy_share = 0.5 if args.predictions else 0.0
+        args.on_policy_share = MIXED_SHARE if args.predictions and makes_its_own else float(bool(args.predictions))
+    check_numbers(args)
+    if args.on_policy_share and not args.predictions:
+        raise UserError(
+            f"--on_policy_share {args.on_policy_share}: no answers of a model are named; name them with --predictions"
+        )
+    if args.on_policy_share < 1 and not makes_its_own:
+        raise UserError(
+            f"--on_policy_share {args.on_policy_share}: the task {task.name} makes no wrong answers itself (it has no "
+            f"src/tasks/{task.name}/violations.py); leave the option out"
+        )
+    return args
+
+
+def check_numbers(args):
     if args.n_pairs < 2:
         raise UserError(f"--n_pairs {args.n_pairs}: at least 2, one to train on and one to validate")
     if not 0 <= args.on_policy_share <= 1:
         raise UserError(f"--on_policy_share {args.on_policy_share}: a share from 0 to 1")
     if not 0 < args.val_share < 1:
         raise UserError(f"--val_share {args.val_share}: a share between 0 and 1")
-    if args.on_policy_share and not args.predictions:
-        raise UserError(
-            f"--on_policy_share {args.on_policy_share}: no answers of a model are named; name them with --predictions"
-        )
-    if args.on_policy_share < 1 and not task.module("violations"):
-        raise UserError(
-            f"--task {task.name} makes no wrong answers (it has no src/tasks/{task.name}/violations.py); name answers "
-            "of a model with --predictions, and say --on_policy_share 1"
-        )
-    return args
 
 
 def build(args, task, clock):

@@ -171,7 +171,7 @@ def test_answers_to_test_rows_are_left_out(build):
     assert "left out, in the test rows or nearly: 20 inputs" in build.said.out
 
 
-def test_a_task_without_checks_of_its_own_compares_answers(tmp_path, monkeypatch):
+def test_a_task_without_checks_of_its_own_compares_answers(tmp_path, monkeypatch, capsys):
     booking = small_tasks.loaded(monkeypatch, "booking")
     gold = BOOKING["gold"]
     rows = [{"id": str(n), "input": {"request": f"Guest {n} wants {n} nights"}, "output": gold} for n in range(1, 9)]
@@ -180,8 +180,9 @@ def test_a_task_without_checks_of_its_own_compares_answers(tmp_path, monkeypatch
     train = written(tmp_path / "train.jsonl", rows)
     answers = written(tmp_path / "p.jsonl", predicted(rows, raws[:8]))
     words = ["--task", "booking", "--in", train, "--no_test", "--out", tmp_path, "--predictions", answers]
-    assert exit_code(build_preferences, *words) == 2, "such a task makes no wrong answers"
-    assert exit_code(build_preferences, *words, "--on_policy_share", 1) == 0
+    assert exit_code(build_preferences, *words, "--on_policy_share", 0.5) == 2
+    assert "--on_policy_share 0.5: the task booking makes no wrong answers itself" in capsys.readouterr().err
+    assert exit_code(build_preferences, *words) == 0
     pairs = [pair for name in FILES for pair in preference_pairs.read_pairs(tmp_path / name, booking)]
     failed = Counter(pair["reason"] for name in FILES for pair in read_jsonl(tmp_path / name))
     assert failed == {"other": 3, "unparsed": 1} and len(pairs) == 4
@@ -229,7 +230,7 @@ WRONG = {
     "no such answers": (["--predictions", "nowhere.jsonl"], "nowhere.jsonl: no such file; src/predict.py writes it"),
     "rows": (["--in", "nowhere.jsonl"], "nowhere.jsonl: no such file; "),
     "test rows": (["--test", "nowhere.jsonl"], "nowhere.jsonl: no such file, so nobody knows which requests must stay"),
-    "task": (["--task", "crm", "--no_test"], "--task crm makes no wrong answers"),
+    "task": (["--task", "crm", "--no_test"], "--task crm: it makes no wrong answers"),
 }
 
 
