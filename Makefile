@@ -62,7 +62,7 @@ VERDICTS := $(if $(filter-out 0,$(HAS_VERDICT)),--verdicts)
 # What every scoring depends on; touching one re-scores and generates nothing.
 SCORING := src/evaluate_kpis.py $(wildcard src/scoring/*.py $(T)/*.py)
 # What shapes the splits: the task's files but those that only score.
-SPLITTING := src/prepare_splits.py src/sources.py src/tables.py $(wildcard src/entity_resolution/*.py) src/rows.py src/dataset.py $(filter-out $(T)/kpis.py $(T)/baseline.py,$(wildcard $(T)/*.py)) $(T)/task.yaml
+SPLITTING := src/prepare_splits.py src/sources.py src/tables.py $(wildcard src/entity_resolution/*.py) src/rows.py src/dataset.py $(filter-out $(T)/kpis.py $(T)/baseline.py $(T)/violations.py,$(wildcard $(T)/*.py)) $(T)/task.yaml
 # What shapes the answers of an engine beside the model and its prompts.
 ANSWERING := src/predict.py $(wildcard src/language_model/*.py src/constrained_decode/_*.py) src/constrained_decode/$(BACKEND).py $(SCHEMA)
 # A step that is asked for by name always runs and decides by its fingerprint (settings, data, model) whether there is work;
@@ -170,6 +170,18 @@ $(MODELS:%=$(O)/%-merged/manifest.json): $(O)/%-merged/manifest.json: configs/%.
 $(O)/standin-merged/manifest.json check-standin: models/standin/manifest.json
 models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 	$(PYTHON) $< --data $(D)/processed/train.jsonl --out $(@D)
+
+## make preferences       data/train.jsonl -> preferences.jsonl and preferences_val.jsonl: gold answers beside wrong ones; nothing of the test rows (NO_TEST=1: there are none)
+## PREDICTIONS  what src/predict.py wrote for training rows: the wrong answers become half of the pairs
+PREDICTIONS ?=
+## ON_POLICY    their share of the pairs, 0 to 1
+ON_POLICY ?=
+## N_PAIRS      how many pairs
+N_PAIRS ?=
+.PHONY: preferences
+preferences: $(D)/manifest.json
+	$(PYTHON) src/build_preferences.py --in $(D)/train.jsonl --test $(D)/test.jsonl $(wildcard $(T)/by_hand.jsonl) --out $(D) $(if $(NO_TEST),--no_test) \
+	  $(if $(PREDICTIONS),--predictions $(PREDICTIONS)) $(if $(ON_POLICY),--on_policy_share $(ON_POLICY)) $(if $(N_PAIRS),--n_pairs $(N_PAIRS)) $(TASK_FLAG)
 
 ## make dpo-<model>       tune the fine-tuned adapter on preference pairs into outputs/<model>-dpo and merge it (SET="dpo.lr=1e-5"); then kpi-, ask-, bench-, serve-<model>-dpo
 .PHONY: $(MODELS:%=dpo-%)
@@ -310,7 +322,8 @@ fetch-% check-% train-% dpo-% kpi-% bench-% ask-% serve-%:
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
 .PHONY: clean
-MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *.part) \
+MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *.part \
+	$(if $(wildcard $(D)/preferences.manifest.json),preferences.jsonl preferences_val.jsonl preferences.manifest.json)) \
 	$(addprefix $(O)/,*-lora *-dpo *-merged *.part) \
 	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* *.kept baselines.json metrics.csv latency.csv throughput.csv \
 	index.html manifest.json transfer* *.part)

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 import tasks
-from common import UserError
+from common import ROOT, UserError
+from config import load_config
 from rows import cases_from_file, named_case
 from support import small_tasks
 from tasks import answers
@@ -108,3 +109,15 @@ def test_a_wrong_task_file_is_named_with_its_key(tmp_path, monkeypatch, old, new
     with pytest.raises(UserError, match=words) as error:
         tasks.load_task("booking")
     assert "src/tasks/booking/task.yaml" in str(error.value)
+
+
+def test_a_task_lays_its_own_settings_over_every_section_that_it_may(tmp_path, monkeypatch):
+    shutil.copytree(small_tasks.FOLDERS / "booking", tmp_path / "booking")
+    path = tmp_path / "booking" / "task.yaml"
+    path.write_text(path.read_text() + "peft: {r: 3}\ndpo: {beta: 0.3}\n")
+    monkeypatch.setattr(tasks, "FOLDER", tmp_path)
+    task = tasks.load_task("booking")
+    config = load_config(ROOT / "configs" / "standin.yaml", ["dpo.lr=1e-6"], task.overlay)
+    assert set(task.overlay) == set(tasks.OVERLAID)
+    assert (config.gen.max_new_tokens, config.train.warmup_ratio, config.peft.r) == (48, 0.1, 3)
+    assert (config.dpo.beta, config.dpo.lr, config.dpo.batch_size) == (0.3, 1e-6, 1)

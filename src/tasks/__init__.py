@@ -2,7 +2,7 @@
 
 A folder has task.yaml, prompt.md, data.py (what a row is) and sample.jsonl, and of these modules those that it needs:
 kpis.py (what an answer is worth), inference.py, service.py, synthetic.py, importing.py, from_tables.py, completing.py,
-baseline.py. docs/tasks.md describes each.
+violations.py, baseline.py. docs/tasks.md describes each.
 """
 
 import argparse
@@ -36,6 +36,7 @@ OPTIONAL_MODULES = (
     "importing",
     "from_tables",
     "completing",
+    "violations",
     "baseline",
     "measuring",
     "injection",
