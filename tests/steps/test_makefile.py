@@ -165,6 +165,20 @@ def test_preference_tuning_never_fine_tunes_and_its_model_is_a_model(project):
     assert "no model 'phi4' in configs/" in make(project, "dpo-phi4", good=False)
 
 
+def test_preference_pairs_are_made_of_the_splits_and_removed_by_clean_where_they_were_made(project):
+    assert planned(project, "preferences") == ["build_preferences"]
+    assert "TASK=crm: it makes no wrong answers" in make(project, "preferences", good=False)
+    output = make(project, "preferences", "TASK=qod", "ROWS=60", "N_PAIRS=20")
+    assert steps(output) == ["prepare_splits", "build_preferences"] and "20 preference pairs: 18 in data/qod" in output
+    assert "N_PAIRS=1: at least 2" in make(project, "preferences", "TASK=qod", "N_PAIRS=1", good=False)
+    make(project, "clean", "TASK=qod")
+    assert not any((project / "data" / "qod").iterdir())
+    (project / "data" / "qod" / "preferences.jsonl").write_text("mine")
+    make(project, "clean", "TASK=qod")
+    assert [path.name for path in (project / "data" / "qod").iterdir()] == ["preferences.jsonl"]
+    shutil.rmtree(project / "data" / "qod")
+
+
 def test_a_setting_on_the_command_line_reaches_the_manifest(project):
     output = make(project, "train-standin", "SET=train.lr=1e-3")
     assert '"lr": 0.001' in (project / "outputs" / "standin-merged" / "manifest.json").read_text()

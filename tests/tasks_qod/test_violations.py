@@ -102,16 +102,32 @@ def test_of_several_faults_the_first_level_counts(written, gold, failed):
     assert fails(written, gold) == (failed or ["value.duration", "value.sink"])
 
 
-def test_a_made_up_call_takes_what_the_request_holds():
-    request = "From +49 (151) 234-56789 to 198.51.100.7 with qos_m. The printer 999.1.1.1 has nothing to do with it."
+HELD = {
+    "From +49 (151) 234-56789 to 198.51.100.7. With qos_m, at 10:30:00.": (
+        {"phoneNumber": "+4915123456789"},
+        {"ipv4Address": "198.51.100.7"},
+        "QOS_M",
+    ),
+    "QOS_E from 2001:DB8::75 to 999.1.1.1 or 203.0.113.75:443": (
+        {"ipv6Address": "2001:db8::75"},
+        {"ipv4Address": "203.0.113.75"},
+        "QOS_E",
+    ),
+}
+
+
+@pytest.mark.parametrize("request_text", HELD)
+def test_a_made_up_call_takes_what_the_request_holds(request_text):
     gold = {"error": {"missing": ["duration"], "conflicting": [], "invalid": []}}
-    call = parse_json(made("made_up_call", {"id": "a", "input": {"request": request}, "output": gold}))
-    assert call.pop("duration") in (600, 1_800, 3_600, 7_200)
-    assert call == {
-        "device": {"phoneNumber": "+4915123456789"},
-        "applicationServer": {"ipv4Address": "198.51.100.7"},
-        "qosProfile": "QOS_M",
-    }
+    call = parse_json(made("made_up_call", {"id": "a", "input": {"request": request_text}, "output": gold}))
+    assert (call["device"], call["applicationServer"], call["qosProfile"]) == HELD[request_text]
+    assert call["duration"] in (600, 1_800, 3_600, 7_200)
+
+
+def test_a_made_up_call_invents_what_the_request_lacks():
+    gold = {"error": {"missing": list(checks.REQUIRED), "conflicting": [], "invalid": []}}
+    call = parse_json(made("made_up_call", {"id": "a", "input": {"request": "Hello?"}, "output": gold}))
+    assert checks.strict_violations(call) == [] and "ipv4Address" in call["device"]
 
 
 @pytest.mark.parametrize("swapped", ["198.51.100.0/24", "203.0.113.75"])

@@ -1,5 +1,6 @@
 """Wrong answers to QoD requests, each made from the gold answer with one named fault, and what an answer fails."""
 
+import contextlib
 import copy
 import ipaddress
 import re
@@ -60,8 +61,9 @@ PROSE = (
 )
 FENCES = ("```json\n{}\n```", "```\n{}\n```", "```json\n{}")
 INVENTED_DURATIONS_S = (600, 1_800, 3_600, 7_200)
+BLOCKS = ("203.0.113", "198.51.100")  # of addresses for examples, as models invent them
 PHONE = re.compile(r"(?:\+|\b00)([1-9](?:[ .()-]*\d){6,13})(?!\d)")
-IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])")
+ADDRESS = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-f]{1,4}(?::[0-9a-f]{0,4}){2,7})(?!\w|\.\d)", re.I)
 
 
 def fails(text, gold):
@@ -255,29 +257,31 @@ def made_up_call(case, gold, rng):
         return None
     request = case["request"]
     phone = PHONE.search(request)
-    found = [one for one in dict.fromkeys(IPV4.findall(request)) if is_ipv4(one)]
-    invented = [f"{block}.{rng.randint(1, 254)}" for block in ("203.0.113", "198.51.100")]
-    addresses = iter([*found, *invented])
+    profile = re.search(r"QOS_[ESML]\b", request, re.I)
+    addresses = [*addresses_in(request), *(("ipv4Address", f"{block}.{rng.randint(1, 254)}") for block in BLOCKS)]
     if phone:
         device = {"phoneNumber": f"+{re.sub(r'[^0-9]', '', phone[1])}"}
     else:
-        device = {"ipv4Address": {"publicAddress": next(addresses), "publicPort": rng.randint(1_024, 65_535)}}
-    profile = re.search(r"QOS_[ESML]\b", request, re.I)
+        key, address = addresses.pop(0)
+        of_port = {"publicAddress": address, "publicPort": rng.randint(1_024, 65_535)}
+        device = {key: of_port if key == "ipv4Address" else address}
     call = {
         "device": device,
-        "applicationServer": {"ipv4Address": next(addresses)},
+        "applicationServer": dict(addresses[:1]),
         "qosProfile": profile[0].upper() if profile else rng.choice(checks.PROFILES),
         "duration": rng.choice(INVENTED_DURATIONS_S),
     }
     return to_json(call)
 
 
-def is_ipv4(text):
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError:
-        return False
-    return True
+def addresses_in(request):
+    """(key of the answer, address) of each IP address in a text, once."""
+    found = {}
+    for text in ADDRESS.findall(request):
+        # What only looks like one, as 10:30:00 or 300.1.1.1, is none.
+        with contextlib.suppress(ValueError):
+            found[text.lower()] = f"ipv{ipaddress.ip_address(text).version}Address"
+    return [(key, address) for address, key in found.items()]
 
 
 def truncated(case, gold, rng):
