@@ -25,6 +25,7 @@ ELSEWHERE = {
     "make prep IN=pairs.csv": "test_own_table.py, with a table that it makes",
     "make train-steward_mini": "test_own_table.py",
     "make kpi-steward_mini": "test_own_table.py",
+    "make train-smollm2_135m SET=": "half an hour on two cores; test_start.py with a tiny one",
     "make dpo-phi4mini": "test_preference_tuning.py, with pairs that it makes",
     "make kpi-phi4mini-dpo": "test_preference_tuning.py",
     "make serve": "test_serve.py, with README's own question",
