@@ -221,7 +221,7 @@ CONFIG_CASES = [
         "  epochs: 3",
         "  epochs: 3\n  epochs: 4",
         "'epochs' is given twice",
-        "line 15",
+        "line 16",
         "fix the line named",
     ),
     config_case("unknown_section", "gen:", "chat2:", "chat2", "did you mean 'chat'"),
