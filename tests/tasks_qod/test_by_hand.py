@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
 
 import jsonschema
@@ -51,7 +50,7 @@ def stands_in(value, request):
 def test_there_are_a_hundred_requests_with_a_name_each():
     assert [row["id"] for row in ROWS] == [f"hand-{number:03d}" for number in range(1, 101)]
     assert all(check_case(row["input"]) == [] for row in ROWS)
-    assert Counter(row["meta"]["language"] for row in ROWS)["en"] == 70
+    assert sum(row["meta"]["language"] == "en" for row in ROWS) == 70
     assert {row["meta"]["language"] for row in ROWS} == {"en", "de", "fr", "es", "it", "pt", "nl"}
 
 
