@@ -62,7 +62,7 @@ VERDICTS := $(if $(filter-out 0,$(HAS_VERDICT)),--verdicts)
 # What every scoring depends on; touching one re-scores and generates nothing.
 SCORING := src/evaluate_kpis.py $(wildcard src/scoring/*.py $(T)/*.py)
 # What shapes the splits: the task's files but those that only score.
-SPLITTING := src/prepare_splits.py src/sources.py src/tables.py $(wildcard src/entity_resolution/*.py) src/rows.py src/dataset.py $(filter-out $(T)/kpis.py $(T)/baseline.py $(T)/violations.py,$(wildcard $(T)/*.py)) $(T)/task.yaml
+SPLITTING := src/prepare_splits.py src/sources.py src/tables.py $(wildcard src/entity_resolution/*.py) src/rows.py src/json_lines.py src/dataset.py $(filter-out $(T)/kpis.py $(T)/baseline.py $(T)/violations.py,$(wildcard $(T)/*.py)) $(T)/task.yaml
 # What shapes the answers of an engine beside the model and its prompts.
 ANSWERING := src/predict.py $(wildcard src/language_model/*.py src/constrained_decode/_*.py) src/constrained_decode/$(BACKEND).py $(SCHEMA)
 # A step that is asked for by name always runs and decides by its fingerprint (settings, data, model) whether there is work;

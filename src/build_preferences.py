@@ -12,10 +12,11 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import json_lines
 import locks
-from common import UserError, counted, existing_file, read_lines, run, sha256_file, to_json, written_whole
+from common import UserError, counted, existing_file, run, sha256_file, to_json, written_whole
 from manifest import Clock, write_manifest
-from rows import Problems, answer_problem, checked_rows, keeping, load_rows, parse_line, refuse_other_kinds
+from rows import answer_problem, checked_rows, keeping, load_rows
 from tasks import DEFAULT, load_task
 from tasks.preferences import ON_POLICY, Constructed, failed_checks, is_broken, key_of, on_policy, with_few_broken
 
@@ -129,7 +130,7 @@ def build(args, task, clock):
 
 def training_rows(path, task):
     """The rows of a file, each input once; a gold answer that fails a check of its own is a wrong line."""
-    problems = Problems()
+    problems = json_lines.Problems()
     found = {}
     for number, row in checked_rows(path, task, problems, keeping(task)):
         if failed := failed_checks(task, task.completion(row["output"]), row["output"]):
@@ -156,27 +157,13 @@ def test_rows(args, task):
 
 def predictions(path, task):
     """The answers in a file of predictions, as {input, output, raw}; what has no text is left out."""
-    problems = Problems()
-    refuse_other_kinds(existing_file(path, "src/predict.py writes it for the training rows"), path)
-    found = []
-    for number, line in read_lines(path):
-        try:
-            row = prediction_of(line, task)
-        except ValueError as error:
-            problems.note(f"{path}:{number}", *error.args)
-        else:
-            found += [row] if row else []
-    problems.stop_if_any(path)
-    return found
+    existing_file(path, "src/predict.py writes it for the training rows")
+    found = json_lines.all_checked(path, lambda row: prediction_of(row, task))
+    return [row for row in found if row["raw"].strip()]
 
 
-def prediction_of(line, task):
-    """The answer of a line, None where there is none; ValueError with what is wrong."""
-    if isinstance(line, UnicodeDecodeError):
-        raise ValueError("not UTF-8; save the file as UTF-8")
-    if not line.strip():
-        return None
-    row = parse_line(line)
+def prediction_of(row, task):
+    """The answer that a line's value is; ValueError with what is wrong."""
     if not isinstance(row, dict) or any(key not in row for key in PREDICTION_KEYS) or not isinstance(row["raw"], str):
         raise ValueError("no prediction with 'input', 'gold' and the text 'raw', as src/predict.py writes it")
     wrong = [*task.check_case(row["input"]), *map(answer_problem, task.answer_problems(row["gold"]))]
@@ -185,7 +172,7 @@ def prediction_of(line, task):
     if wrong:
         raise ValueError(*wrong)
     named = {"id": row["id"]} if "id" in row else {}
-    return named | {"input": row["input"], "output": row["gold"], "raw": row["raw"]} if row["raw"].strip() else None
+    return named | {"input": row["input"], "output": row["gold"], "raw": row["raw"]}
 
 
 def groups_of(inputs, test, task):

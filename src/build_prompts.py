@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 
 import dataset
+import json_lines
 import locks
 from common import UserError, counted, existing_file, read_json, row_id, run, sha256_file, written_whole
 from config import load_config
 from language_model import chat_template
 from manifest import Clock, fingerprint, write_manifest
-from rows import Problems, checked_rows
+from rows import checked_rows
 from tasks import DEFAULT, load_task
 from tasks import facts as task_facts
 
@@ -98,7 +99,7 @@ def parse_args():
 def write_prompts(folder, out, task, gauges):
     """Stream both splits into their prompt files; the number of rows of each."""
     sources = {split: split_file(folder, split) for split in SPLITS}
-    problems = Problems()
+    problems = json_lines.Problems()
     n_rows = dict.fromkeys(SPLITS, 0)
     n_sides = 0
     sides = task.hook("data", "SIDES")

@@ -9,24 +9,19 @@ outputs/<model>-dpo-merged/. A killed run goes on from its last checkpoint.
 import argparse
 import contextlib
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 
-import dataset
-import interruption
 import locks
-from common import existing_file, quiet_libraries, read_json, run, sha256_file
+from common import existing_file, run, sha256_file
 from config import load_config
 from language_model import base_files, model_folder
-from manifest import SRC, Clock, fingerprint
+from manifest import SRC, fingerprint
 from tasks import DEFAULT, load_task
 from tasks import facts as task_facts
 from training import folders, phase_before, shipping
-from training.processes import is_main, say
+from training.processes import is_main
 
 TUNING = SRC / "training" / "preference_tuning.py"
-MERGING = SRC / "training" / "merge_adapter.py"
 
 
 def main():
@@ -43,9 +38,10 @@ def main():
     tuned = folders.folder_of(model, "dpo")
     # Of several processes the first one writes.
     with locks.only_writer(tuned) if is_main() else contextlib.nullcontext():
-        tune_and_merge(args, config, task, adapter, tuned)
+        phase = phase_of(args, config, task, adapter, tuned)
+        folders.make_both(phase, config, task, args.force)
         if args.ship and is_main():
-            shipping.ship(config, tuned, folders.folder_of(tuned, "merged"), Path(args.ship))
+            shipping.ship(config, phase.adapter, phase.merged, Path(args.ship))
 
 
 def how_to_make(args, task):
@@ -53,33 +49,14 @@ def how_to_make(args, task):
     return f"make train-{Path(args.config).stem}{task_flag} (src/sft_train.py)"
 
 
-def tune_and_merge(args, config, task, adapter, tuned):
-    """Make what is missing or was made from something else: the tuned adapter, the merged model, both or neither."""
-    clock = Clock()
-    merged = folders.folder_of(tuned, "merged")
-    tuned_from = tuning_fingerprint(args, config, task, adapter)
-    merged_from = fingerprint([tuned_from, dataclasses.asdict(config.merge)], MERGING)
-    if not args.force and folders.finished(merged, merged_from) and folders.undamaged(merged):
-        say(f"{merged} is up to date: same config, pairs, adapter, base model and code (--force tunes again)")
-        os.utime(merged / "manifest.json")
-        return
-    quiet_libraries()
-    if args.force and is_main():
-        shutil.rmtree(tuned, ignore_errors=True)
-    if args.force or not folders.finished(tuned, tuned_from):
+def phase_of(args, config, task, adapter, tuned):
+    def tune(tuned, made_from, clock):
         from training import preference_tuning
 
-        if (tuned / "manifest.json").is_file():
-            made_by = read_json(tuned / "manifest.json").get("command")
-            say(f"{tuned} was made from other settings, pairs or code ({made_by}): it is tuned anew")
-        preference_tuning.tune(args, config, task, adapter, tuned, tuned_from, clock)
-    else:
-        say(f"{tuned} is up to date: only the merge runs")
-    if is_main():
-        from training import merge_adapter
+        preference_tuning.tune(args, config, task, adapter, tuned, made_from, clock)
 
-        with interruption.keeping(lambda: f"the adapter in {tuned} is whole, and only the merge runs again"):
-            merge_adapter.merge(config, task, tuned, merged, dataset.read_prompts(args.prompts), merged_from)
+    merged = folders.folder_of(tuned, "merged")
+    return folders.Phase(tuned, merged, tuning_fingerprint(args, config, task, adapter), tune, args.prompts)
 
 
 def parse_args():

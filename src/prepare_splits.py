@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import json_lines
 import locks
 import sources
 import tables
@@ -26,7 +27,7 @@ from common import (
     written_whole,
 )
 from manifest import Clock, fingerprint, write_manifest
-from rows import Problems, checked_rows
+from rows import checked_rows
 from tasks import DEFAULT, load_task, plain_tables, synthesis, task_named_in
 from tasks.class_mix import mix_warnings, one_class_problem
 
@@ -209,7 +210,7 @@ def read_index(source, task, complete):
         raise UserError(f"{source.name}: the file is empty; it needs one labelled {task.case} a line")
     index = near_duplicates.Index(n_lines, task)
     classes = list(task.verdict.labels) if task.stratifies_by_verdict else []
-    problems = Problems()
+    problems = json_lines.Problems()
     with progress(n_lines, "rows", "check and index") as bar:
         for number, row in checked_rows(source.path, task, problems, complete, source.place):
             verdict = task.verdict.labels.index(task.verdict.of(row["output"])) if task.verdict else 0

@@ -2,39 +2,14 @@
 
 import sys
 
+import json_lines
 import tables
 from common import UserError, counted, existing_file, parse_json, read_lines
 from tasks import plain_tables
 
 ROW_KEYS = {"id", "group", "input", "output", "meta"}
-MOST_PROBLEMS_SHOWN = 1_000
-MOST_LEVELS = 100  # of brackets in brackets; steps that walk a record recurse once a level
-TOO_DEEP = f"nested too deeply, at most {MOST_LEVELS} levels"
 MOST_LETTERS_SHOWN = 200
 MOST_FAULTS_SHOWN = 20  # of a file that is asked about
-
-
-class Problems(list):
-    """Messages about wrong lines; past a thousand the file is another kind of file and the reading stops."""
-
-    def __init__(self):
-        super().__init__()
-        self.places = set()
-
-    def note(self, place, *messages):
-        self.places.add(place)
-        self.extend(f"{place}: {message}" for message in messages)
-        if len(self) >= MOST_PROBLEMS_SHOWN:
-            self.stop(f"the first {MOST_PROBLEMS_SHOWN:,} problems; the rest was not read")
-
-    def stop_if_any(self, source):
-        if self:
-            self.stop(f"{counted(len(self), 'problem')} in {counted(len(self.places), 'line')} of {source}")
-
-    def stop(self, headline):
-        raise UserError(
-            "\n".join([*self, f"{headline}; nothing was written. Fix these lines or take them out, then run again"])
-        )
 
 
 def checked_rows(source, task, problems, complete=None, place=None):
@@ -42,45 +17,12 @@ def checked_rows(source, task, problems, complete=None, place=None):
 
     `complete(case, answer)` gives an answer what it lacks; `place(number)` is where the user finds a line.
     """
-    check = row_checker(task, complete)
-    refuse_other_kinds(existing_file(source), source)
-    for number, line in read_lines(source):
-        try:
-            row = check(line)
-        except ValueError as error:
-            problems.note(place(number) if place else f"{source}:{number}", *error.args)
-        else:
-            if row is not None:
-                yield number, row
-
-
-def refuse_other_kinds(path, name):
-    """A table or another file in the place of JSON Lines is one mistake, not one a line."""
-    kind = tables.kind_of(path)
-    if kind in tables.REFUSED:
-        tables.refuse(path, name, kind)
-    if kind in tables.KINDS:
-        raise UserError(
-            f"{name} is {tables.KINDS[kind]}, and this step reads JSON Lines; make prep IN={name} (python "
-            f"src/prepare_splits.py --in {name}) reads labelled rows of a table"
-        )
-    if encoding := utf16_or_32(path):
-        raise UserError(
-            f"{name} is {encoding.upper()}, and JSON Lines are UTF-8; save it so, or: iconv -f {encoding} -t utf-8 "
-            f"{name} > rows.jsonl"
-        )
-
-
-def utf16_or_32(path):
-    """The encoding of a text of two or four bytes a letter; None of any other."""
-    with open(path, "rb") as file:
-        encoding = tables.encoding_of(file.read(tables.HEAD_BYTES))
-    return encoding if encoding != "utf-8-sig" else None
+    return json_lines.checked(source, row_checker(task, complete), problems, place)
 
 
 def load_rows(source, task):
     """All rows of a file, or one message with all its wrong lines; a part that the task can make may be missing."""
-    problems = Problems()
+    problems = json_lines.Problems()
     rows = [row for _, row in checked_rows(source, task, problems, keeping(task))]
     problems.stop_if_any(source)
     if not rows:
@@ -94,16 +36,9 @@ def keeping(task):
 
 
 def row_checker(task, complete=None):
-    """A function from one line to its row, None for a blank line, ValueError with every reason otherwise."""
+    """A function from the value of a line to its row, ValueError with every reason where it is none."""
 
-    def check(line):
-        if isinstance(line, UnicodeDecodeError):
-            raise ValueError(
-                f"not UTF-8 (byte {line.object[line.start]:#04x} at column {line.start + 1}); save the file as UTF-8"
-            )
-        if not line.strip():
-            return None
-        row = parse_line(line)
+    def check(row):
         if problems := row_problems(row):
             raise ValueError(*problems)
         problems = task.check_case(row["input"])
@@ -115,28 +50,6 @@ def row_checker(task, complete=None):
         return row
 
     return check
-
-
-def parse_line(line):
-    try:
-        row = parse_json(line)
-    except RecursionError as error:
-        raise ValueError(TOO_DEEP) from error
-    except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}; one JSON object a line") from error
-    if line.count("{") + line.count("[") > MOST_LEVELS and n_levels(row) > MOST_LEVELS:
-        raise ValueError(TOO_DEEP)
-    return row
-
-
-def n_levels(value):
-    """How deep objects and lists are nested in one another."""
-    level = [value]
-    n = 0
-    while level := [item for item in level if isinstance(item, dict | list)]:
-        level = [item for holder in level for item in (holder.values() if isinstance(holder, dict) else holder)]
-        n += 1
-    return n
 
 
 def row_problems(row):
@@ -186,7 +99,7 @@ def cases_from_file(source, task):
         return cases_from_table(source, task)
     # Each line may be a list: some task's input is one.
     if source != "-" and kind != "list":
-        refuse_other_kinds(source, source)
+        json_lines.refuse_other_kinds(source, source)
     lines = enumerate(sys.stdin, 1) if source == "-" else read_lines(source)
     for number, line in lines:
         where = f"{source}:{number}"

@@ -8,23 +8,19 @@ Writes outputs/<model>-lora/ and outputs/<model>-merged/. A killed run goes on f
 import argparse
 import contextlib
 import dataclasses
-import os
-import shutil
 from pathlib import Path
 
-import interruption
 import locks
-from common import existing_file, quiet_libraries, read_json, run, sha256_file
+from common import existing_file, run, sha256_file
 from config import load_config
 from language_model import base_files, model_folder
-from manifest import SRC, Clock, fingerprint
+from manifest import SRC, fingerprint
 from tasks import DEFAULT, load_task
 from training import folders, shipping, start
-from training.processes import is_main, say
+from training.processes import is_main
 
 TRAINING = SRC / "training" / "fine_tuning.py"
 OF_OTHER_STEPS = ("merge", "package", "about", "dpo")  # settings that the adapter does not depend on
-MERGING = SRC / "training" / "merge_adapter.py"
 
 
 def main():
@@ -32,47 +28,27 @@ def main():
     task = load_task(args.task)
     config = load_config(args.config, args.set, task.overlay)
     model = Path(args.out or task.under("outputs")) / Path(args.config).stem
-    start.check(config)
     base_files.ensure(config)
+    start.check(config)
     if args.ship:
         shipping.check(config, Path(args.ship))
     # Of several processes the first one writes.
     with locks.only_writer(model) if is_main() else contextlib.nullcontext():
-        train_and_merge(args, config, task, model)
+        phase = phase_of(args, config, task, model)
+        folders.make_both(phase, config, task, args.force)
         if args.ship and is_main():
-            lora = folders.folder_of(model, "lora")
-            shipping.ship(config, lora, folders.folder_of(model, "merged"), Path(args.ship))
+            shipping.ship(config, phase.adapter, phase.merged, Path(args.ship))
 
 
-def train_and_merge(args, config, task, model):
-    """Make what is missing or was made from something else: the adapter, the merged model, both or neither."""
-    clock = Clock()
-    lora = folders.folder_of(model, "lora")
-    merged = folders.folder_of(model, "merged")
-    trained_from = training_fingerprint(args, config, task)
-    merged_from = fingerprint([trained_from, dataclasses.asdict(config.merge)], MERGING)
-    if not args.force and folders.finished(merged, merged_from) and folders.undamaged(merged):
-        say(f"{merged} is up to date: same config, prompts, base model and code (--force trains again)")
-        os.utime(merged / "manifest.json")
-        return
-    quiet_libraries()
-    if args.force and is_main():
-        shutil.rmtree(lora, ignore_errors=True)
-    if args.force or not folders.finished(lora, trained_from):
+def phase_of(args, config, task, model):
+    def train(adapter, made_from, clock):
         from training import fine_tuning
 
-        if (lora / "manifest.json").is_file():
-            made_by = read_json(lora / "manifest.json").get("command")
-            say(f"{lora} was made from other settings, rows or code ({made_by}): it is trained anew")
-        fine_tuning.train(args, config, task, lora, trained_from, clock)
-    else:
-        say(f"{lora} is up to date: only the merge runs")
-    if is_main():
-        import dataset
-        from training import merge_adapter
+        fine_tuning.train(args, config, task, adapter, made_from, clock)
 
-        with interruption.keeping(lambda: f"the adapter in {lora} is whole, and only the merge runs again"):
-            merge_adapter.merge(config, task, lora, merged, dataset.read_prompts(args.val), merged_from)
+    lora = folders.folder_of(model, "lora")
+    merged = folders.folder_of(model, "merged")
+    return folders.Phase(lora, merged, training_fingerprint(args, config, task), train, args.val)
 
 
 def parse_args():

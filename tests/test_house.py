@@ -14,7 +14,7 @@ from tasks import load_task
 SRC = manifest.SRC
 FILES = sorted(SRC.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-MOST_FLAT_FILES = 32
+MOST_FLAT_FILES = 33
 LONGEST_FUNCTION = 40
 LONGEST_LINE = 120
 README_BYTES = 12_000

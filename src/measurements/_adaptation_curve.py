@@ -5,10 +5,11 @@ Each file is one run of `measure.py adaptation`: one model, one number of pairs,
 
 from collections import defaultdict
 from html import escape
-from statistics import mean, stdev
+from statistics import mean
 
 from common import UserError, read_json
 from measurements._match_metrics import measured
+from measurements._transfer_table import spread
 from report.marked_text import md_table
 
 BOOSTING = "Gradient boosting"
@@ -66,10 +67,7 @@ def curve_table(folder):
 
 
 def cell(values):
-    if not values:
-        return "not run"
-    deviation = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{deviation} (n = {len(values)})"
+    return f"{spread(values)} (n = {len(values)})" if values else "not run"
 
 
 def curve_plot(folder):

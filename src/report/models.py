@@ -55,12 +55,9 @@ def find_models(reports, configs, task):
     for model in measured:
         if names.count(model.name) > 1:
             model.title += f" ({model.file_name})"
-    waiting = [
-        planned_model(path)
-        for path in sorted(configs.glob("*.yaml"))
-        if path.stem not in names and path.stem != STANDIN
-    ]
-    tell_what_they_are(measured, configs)
+    planned = [planned_model(path) for path in sorted(configs.glob("*.yaml"))]
+    waiting = [model for model in planned if model.name not in names and model.name != STANDIN]
+    tell_what_they_are(measured, planned)
     return sorted(
         measured + waiting,
         key=lambda model: (model.metrics is None, model.kind == BASELINE, model.title.casefold(), model.name),
@@ -72,13 +69,11 @@ def planned_model(path):
     return Model(path.stem, config.name, config.model_id, LANGUAGE_MODEL, files=(path,), about=config.about or "")
 
 
-def tell_what_they_are(measured, configs):
+def tell_what_they_are(measured, planned):
     """Give each measured model the words of the YAML of its name, or of the one with its checkpoint."""
-    known = {path.stem: load_config(path) for path in sorted(configs.glob("*.yaml"))}
-    of_checkpoint = {config.model_id: config for config in known.values()}
+    words = {model.checkpoint: model.about for model in planned} | {model.name: model.about for model in planned}
     for model in measured:
-        if config := known.get(model.name) or of_checkpoint.get(model.checkpoint):
-            model.about = config.about or ""
+        model.about = words.get(model.name) or words.get(model.checkpoint, "")
 
 
 def read_model(path, task):

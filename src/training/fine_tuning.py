@@ -14,13 +14,16 @@ from manifest import Clock, write_manifest
 from training import checkpoints
 from training.processes import is_main, n_processes, say, use_every_core
 
+SHOWN_LEFT_OUT = 5
 ROOM_IN_BINS = 0.1  # how far a step's bins may lie from the number asked; a bin more or less is as much in most runs
 
 
 def train(args, config, task, lora, fingerprint, clock):
     use_every_core()
     chat = chat_template.load_chat(config)
-    examples, left_out = encoded(args, chat, config, lora)
+    examples, left_out = encoded(
+        args, lambda path: dataset.encode_rows(dataset.read_prompts(path), chat, config), lora, "row"
+    )
     kept = checkpoints.prepare_folder(lora, fingerprint)
     make = functools.partial(make_trainer, config, task, chat, examples, kept)
     with interruption.keeping(functools.partial(checkpoints.kept_words, kept)):
@@ -119,22 +122,25 @@ def save_what_is_done(trainer):
             trainer._save_checkpoint(trainer.model, None)
 
 
-def encoded(args, chat, config, lora):
-    """Token ids of both splits. Rows that do not fit are listed in left_out.json and reported, never cut."""
+def encoded(args, encode, folder, unit):
+    """Token ids of both files, as `encode(path)` makes them with what does not fit: that is listed in left_out.json and
+    reported, never cut.
+    """
     examples = {}
     left_out = {}
     for split, path in (("train", args.train), ("val", args.val)):
-        examples[split], left_out[split] = dataset.encode_rows(dataset.read_prompts(path), chat, config)
+        examples[split], left_out[split] = encode(path)
         if is_main():
-            dataset.print_left_out(left_out[split], str(path), 5)
+            dataset.print_left_out(left_out[split], str(path), SHOWN_LEFT_OUT)
         if not examples[split]:
+            first = left_out[split][0]
             raise UserError(
-                f"{path}: no row fits this model ({len(left_out[split]):,} left out); raise train.max_seq_len or "
-                "shorten the answers"
+                f"{path}: no {unit} fits this model ({first['id']}: {first['reason']}); raise train.max_seq_len, or "
+                f"make shorter {unit}s"
             )
     if is_main():
-        lora.mkdir(parents=True, exist_ok=True)
-        write_json(lora / "left_out.json", left_out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "left_out.json", left_out)
     return examples, {split: len(rows) for split, rows in left_out.items()}
 
 

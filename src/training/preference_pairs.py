@@ -3,9 +3,9 @@
 import dataclasses
 
 import dataset
-from common import UserError, existing_file, parse_json, read_lines
+import json_lines
+from common import UserError
 from language_model.chat_template import IGNORED
-from rows import Problems, refuse_other_kinds
 
 TEXTS = ("id", "chosen", "rejected")
 SOURCES = ("input", "prompt")  # a pair has one of them: a case, or the messages that a review's export made of it
@@ -15,33 +15,14 @@ KEYS = (*TEXTS, *SOURCES, *NOTES)
 
 def read_pairs(path, task):
     """Every pair of a JSON Lines file as {id, prompt, chosen, rejected}; wrong lines stop the run, by number."""
-    refuse_other_kinds(existing_file(path), path)
-    problems = Problems()
-    pairs = []
-    for number, line in read_lines(path):
-        try:
-            pair = pair_of(line, task)
-        except ValueError as error:
-            problems.note(f"{path}:{number}", *error.args)
-        else:
-            if pair is not None:
-                pairs.append(pair)
-    problems.stop_if_any(path)
+    pairs = json_lines.all_checked(path, lambda found: pair_of(found, task))
     if not pairs:
         raise UserError(f"{path}: there is no preference pair in it; make it again with the step that wrote it")
     return pairs
 
 
-def pair_of(line, task):
-    """The pair of a line, None of an empty one; ValueError with what is wrong."""
-    if isinstance(line, UnicodeDecodeError):
-        raise ValueError("not UTF-8; save the file as UTF-8")
-    if not line.strip():
-        return None
-    try:
-        found = parse_json(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from error
+def pair_of(found, task):
+    """The pair that a line's value is; ValueError with what is wrong."""
     if not isinstance(found, dict):
         raise ValueError(f"a pair is an object, this is {type(found).__name__}")
     if wrong := problems_of(found, task):

@@ -3,14 +3,11 @@
 Heavy to import (torch, trl): only preference_tuning.py does, once it trains.
 """
 
-import os
 import sys
 
-import torch
 from trl import DPOConfig, DPOTrainer
 
 from training import trainer as loop
-from training.processes import n_processes
 
 # PEFT's names of the adapter that is trained and of the frozen copy that TRL makes of it.
 POLICY = "default"
@@ -31,43 +28,19 @@ ADVICE = "lower dpo.lr, raise dpo.beta, or set dpo.sft_weight=1"
 
 
 def arguments(config, precision, n_steps, folder):
-    """TRL's settings for one run, each written out: its defaults change between versions."""
+    """TRL's settings for a preference tuning."""
     dpo = config.dpo
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     return DPOConfig(
-        output_dir=str(folder),
-        seed=dpo.seed,
-        data_seed=dpo.seed,
-        num_train_epochs=dpo.epochs,
+        **loop.shared_arguments(dpo, config.train.gradient_ckpt, precision, folder),
+        **loss_arguments(dpo),
         per_device_train_batch_size=dpo.batch_size,
         per_device_eval_batch_size=dpo.batch_size,
         gradient_accumulation_steps=dpo.grad_accum,
-        learning_rate=dpo.lr,
         weight_decay=0.0,
-        warmup_steps=dpo.warmup_ratio,
-        lr_scheduler_type=dpo.schedule,
-        max_grad_norm=1.0,
-        optim="adamw_torch",
-        **loss_arguments(dpo),
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
-        use_cpu=precision == "float32",
-        gradient_checkpointing=config.train.gradient_ckpt,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.train.gradient_ckpt else None,
         max_length=None,  # what is too long was left out; None cuts nothing
         disable_dropout=True,
         precompute_ref_log_probs=False,
-        eval_strategy="steps",
-        eval_steps=judged_share(dpo),
-        save_strategy="steps",
-        save_steps=judged_share(dpo),
-        save_total_limit=2,
-        logging_strategy="steps",
         logging_steps=max(1, n_steps // MOST_POINTS),
-        report_to="tensorboard",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False if n_processes() > 1 else None,
     )
 
 
@@ -83,11 +56,6 @@ def loss_arguments(dpo):
         "ld_alpha": None,
         "sync_ref_model": False,
     }
-
-
-def judged_share(dpo):
-    """How often the validation pairs are looked at, as a share of all steps; 1.0 would mean every single step."""
-    return min(0.5, 1 / (dpo.epochs * dpo.evals_per_epoch))
 
 
 class PreferenceTrainer(DPOTrainer):

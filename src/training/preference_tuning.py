@@ -5,15 +5,12 @@ import functools
 import math
 import shutil
 
-import dataset
 import interruption
-from common import UserError, WorkFailed, counted, read_json, sha256_file, shown_path, write_json
+from common import WorkFailed, counted, read_json, sha256_file, shown_path
 from language_model import base_model, chat_template, model_folder
 from manifest import Clock, write_manifest
 from training import checkpoints, fine_tuning, phase_before, preference_pairs
 from training.processes import is_main, n_processes, say, use_every_core
-
-SHOWN_LEFT_OUT = 5
 
 
 def tune(args, config, task, adapter, tuned, fingerprint, clock):
@@ -22,7 +19,12 @@ def tune(args, config, task, adapter, tuned, fingerprint, clock):
 
     use_every_core()
     chat = chat_template.load_chat(config)
-    examples, left_out = encoded(args, chat, config, task, tuned)
+    examples, left_out = fine_tuning.encoded(
+        args,
+        lambda path: preference_pairs.encode_pairs(preference_pairs.read_pairs(path, task), chat, config),
+        tuned,
+        "pair",
+    )
     kept = checkpoints.prepare_folder(tuned, fingerprint)
     with interruption.keeping(functools.partial(checkpoints.kept_words, kept)):
         trainer = make_trainer(config, chat, examples, adapter, kept)
@@ -46,26 +48,6 @@ def tune(args, config, task, adapter, tuned, fingerprint, clock):
         shutil.rmtree(kept)
         report(trainer, config)
     trainer.accelerator.end_training()
-
-
-def encoded(args, chat, config, task, tuned):
-    """Token ids of both files. Pairs that do not fit are listed in left_out.json and reported, never cut."""
-    examples = {}
-    left_out = {}
-    for split, path in (("train", args.train), ("val", args.val)):
-        pairs = preference_pairs.read_pairs(path, task)
-        examples[split], left_out[split] = preference_pairs.encode_pairs(pairs, chat, config)
-        if is_main():
-            dataset.print_left_out(left_out[split], str(path), SHOWN_LEFT_OUT)
-        if not examples[split]:
-            raise UserError(
-                f"{path}: no pair fits this model ({left_out[split][0]['id']}: {left_out[split][0]['reason']}); raise "
-                "train.max_seq_len or make other pairs"
-            )
-    if is_main():
-        tuned.mkdir(parents=True, exist_ok=True)
-        write_json(tuned / "left_out.json", left_out)
-    return examples, {split: len(pairs) for split, pairs in left_out.items()}
 
 
 def make_trainer(config, chat, examples, adapter, kept):

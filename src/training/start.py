@@ -40,7 +40,8 @@ def check(config):
             f"peft.start_from: {folder} was trained with {method}, and peft.method is {config.peft.method}; its "
             f"matrices fit only the weights that they were trained against; set peft.method={method}"
         )
-    if made["base_model_name_or_path"] != config.model_id:
+    # An adapter fresh from training names the folder of its base, one that ships its name on the hub.
+    if made["base_model_name_or_path"] not in (config.model_id, str(hub.place_of(config.model_id))):
         raise UserError(
             f"peft.start_from: {folder} was trained on {made['base_model_name_or_path']}, not on {config.model_id}"
         )

@@ -31,57 +31,57 @@ class Arguments(SFTConfig):
 
 
 def arguments(config, plan, precision, folder):
-    """TRL's settings for one run, each written out: its defaults change between versions."""
+    """TRL's settings for a fine-tuning."""
     train = config.train
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     return Arguments(
-        output_dir=str(folder),
-        seed=train.seed,
-        data_seed=train.seed,
-        num_train_epochs=train.epochs,
+        **shared_arguments(train, train.gradient_ckpt, precision, folder),
         per_device_train_batch_size=plan.per_device,
         per_device_eval_batch_size=plan.per_device,
         gradient_accumulation_steps=plan.grad_accum,
-        learning_rate=train.lr,
         weight_decay=train.weight_decay,
         verdict_weight=train.verdict_weight,
-        warmup_steps=train.warmup_ratio,
-        lr_scheduler_type=train.schedule,
-        max_grad_norm=1.0,
-        optim="adamw_torch",
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
-        use_cpu=precision == "float32",
-        gradient_checkpointing=train.gradient_ckpt,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_ckpt else None,
         packing=plan.packing,
         packing_strategy="bfd",
         max_length=train.max_seq_len,
         shuffle_dataset=True,
-        **checkpoint_arguments(train),
-        logging_strategy="steps",
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_selection",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping's patience goes on where it was
         logging_steps=1 if not torch.cuda.is_available() else 5,
-        report_to="tensorboard",
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False if n_processes() > 1 else None,
     )
 
 
-def checkpoint_arguments(train):
-    """When a checkpoint is judged and kept, and which one is loaded at the end."""
+def shared_arguments(phase, gradient_ckpt, precision, folder):
+    """What fine-tuning and preference tuning set alike, each written out: TRL's defaults change between versions."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder.parent / "tensorboard")
     # A share of all steps; 1.0 would mean every single step.
-    every = min(0.5, 1 / (train.epochs * train.evals_per_epoch))
+    every = min(0.5, 1 / (phase.epochs * phase.evals_per_epoch))
     return {
+        "output_dir": str(folder),
+        "seed": phase.seed,
+        "data_seed": phase.seed,
+        "num_train_epochs": phase.epochs,
+        "learning_rate": phase.lr,
+        "warmup_steps": phase.warmup_ratio,
+        "lr_scheduler_type": phase.schedule,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch",
+        "bf16": precision == "bfloat16",
+        "fp16": precision == "float16",
+        "use_cpu": precision == "float32",
+        "gradient_checkpointing": gradient_ckpt,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if gradient_ckpt else None,
         "eval_strategy": "steps",
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
         "save_total_limit": 2,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "eval_selection",
-        "greater_is_better": True,
-        "restore_callback_states_from_checkpoint": True,  # early stopping's patience goes on where it was
+        "logging_strategy": "steps",
+        "report_to": "tensorboard",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False if n_processes() > 1 else None,
     }
 
 

@@ -85,7 +85,7 @@ def test_a_curve_tells_seeds_apart_and_leaves_out_what_did_not_run(tmp_path):
     put(tmp_path, "failed", failed)
     rows = measured_tables.curve_table(tmp_path).splitlines()[2:]
     assert rows == [
-        "| a set | 0 | 0.600 (n = 1) | 0.500 ± 0.000 (n = 2) | not run |",
+        "| a set | 0 | 0.600 (n = 1) | 0.500 (n = 2) | not run |",
         "| a set | 100 | 1.000 (n = 1) | 0.850 ± 0.071 (n = 2) | 0.650 ± 0.071 (n = 2) |",
         "| a set | 1,000 | 1.000 (n = 1) | not run | 0.800 (n = 1) |",
     ]

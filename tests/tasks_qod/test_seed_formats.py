@@ -133,5 +133,5 @@ def test_what_is_no_line_of_json_is_named(tmp_path):
 
 
 def test_an_alpaca_row_without_input_takes_the_instruction():
-    row = seed_formats.labelled_row(7, sft(instruction=CALL["input"]["request"], input=""), TASK)
-    assert row == {"id": "sft-000007", "input": CALL["input"], "output": CALL["output"]}
+    row = seed_formats.labelled_row(sft(instruction=CALL["input"]["request"], input=""), TASK)
+    assert row == {"input": CALL["input"], "output": CALL["output"]}

@@ -71,7 +71,7 @@ def test_the_pairs_of_a_review_are_read_while_their_prompt_is_the_present_one(ta
         ({key: GOOD[key] for key in ("id", "chosen", "rejected")}, "either 'input' or 'prompt' must be there"),
         (GOOD | {"input": {}}, "'input' must hold a request"),
         ([1], "a pair is an object, this is list"),
-        ('{"id": "a", ', "not JSON "),
+        ('{"id": "a", ', "not valid JSON"),
     ],
 )
 def test_a_wrong_line_is_named(task, tmp_path, pair, said):

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import ROOT, UserError
 from config import load_config
+from language_model import hub
 from training import fine_tuning, start
 
 BASE = "models/steward-mini"
@@ -45,6 +46,17 @@ def test_training_begins_with_the_adapters_matrices(made):
     start.load(from_it, model)
     trained = [weights for name, weights in model.named_parameters() if "lora_B" in name]
     assert trained and all(torch.equal(weights, torch.full_like(weights, 0.5)) for weights in trained)
+
+
+def test_a_base_may_be_named_by_its_folder(made, monkeypatch, tmp_path):
+    monkeypatch.setenv(hub.BASES, str(tmp_path))
+    base = hub.fetched_folder("org/base")
+    base.mkdir()
+    for name in ("config.json", "manifest.json"):
+        (base / name).write_text("{}")
+    described = json.loads((made / "adapter_config.json").read_text())
+    (made / "adapter_config.json").write_text(json.dumps(described | {"base_model_name_or_path": str(base)}))
+    start.check(config(f"peft.start_from={made}", "model_id=org/base"))
 
 
 @pytest.mark.parametrize(

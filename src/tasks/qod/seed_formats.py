@@ -2,7 +2,8 @@
 
 import json
 
-from common import UserError, counted, parse_json, read_lines
+import json_lines
+from common import UserError, counted, parse_json
 from tasks.qod import checks
 from tasks.qod.data import check_case
 
@@ -10,7 +11,6 @@ SFT_KEYS = ("instruction", "input", "response")
 PREFERENCE_KEYS = ("prompt", "chosen", "rejected")
 PAIR_KEYS = ("input", "chosen", "rejected")
 FEWEST = {"sft": 50, "preferences": 30}  # fewer train nothing
-MOST_PROBLEMS = 200  # shown
 ANY_VIOLATION = "imported"  # a file does not say what is wrong with its rejected answers
 
 
@@ -19,57 +19,45 @@ ANY_VIOLATION = "imported"  # a file does not say what is wrong with its rejecte
 
 def from_sft(path, task):
     """Labelled rows of an sft.jsonl."""
-    return read(path, SFT_KEYS, lambda number, row: labelled_row(number, row, task))
+    return named("sft", read(path, lambda row: labelled_row(texts(row, SFT_KEYS), task)))
 
 
 def from_preferences(path, task):
     """Preference pairs of a preferences.jsonl, as the training on preferences takes them."""
-    return read(path, PREFERENCE_KEYS, lambda number, row: preference_pair(number, row, task))
+    return named("preference", read(path, lambda row: preference_pair(texts(row, PREFERENCE_KEYS), task)))
 
 
 def labelled_rows(path, task):
     """Labelled rows, checked like those of an sft.jsonl."""
-    return read(path, None, lambda number, row: checked_row(row, task))
+    return read(path, lambda row: checked_row(row, task))
 
 
 def pairs(path, task):
     """Preference pairs as the training on preferences takes them, checked like those of a preferences.jsonl."""
-    return read(path, None, lambda number, row: checked_pair(row, task))
+    return read(path, lambda row: checked_pair(row, task))
 
 
-def read(path, keys, make):
-    """What `make` returns for every line, or one message with all lines that are wrong."""
-    problems = []
-    found = []
-    for number, line in read_lines(path):
-        try:
-            if isinstance(line, UnicodeDecodeError):
-                raise ValueError("not UTF-8; save the file as UTF-8")
-            if line.strip():
-                found.append(make(number, texts(line, keys) if keys else json_object(line)))
-        except ValueError as error:
-            problems += [f"{path}:{number}: {problem}" for problem in error.args]
-    if problems:
-        last = f"{counted(len(problems), 'problem')} in {path}; nothing was written. Fix these lines, then run again"
-        raise UserError("\n".join([*problems[:MOST_PROBLEMS], last]))
+def named(kind, found):
+    """Each with a name, for these files give none."""
+    return [{"id": f"{kind}-{number:06d}"} | one for number, one in enumerate(found, 1)]
+
+
+def read(path, make):
+    """What `make` returns for every line's object, or one message with all lines that are wrong."""
+    found = json_lines.all_checked(path, lambda value: make(json_object(value)))
     if not found:
         raise UserError(f"{path}: the file is empty; it needs one JSON object a line")
     return found
 
 
-def json_object(line):
-    try:
-        row = parse_json(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
+def json_object(value):
+    if not isinstance(value, dict):
         raise ValueError("no JSON object")
-    return row
+    return value
 
 
-def texts(line, keys):
-    """The object of one line, which has these keys, each a text."""
-    row = json_object(line)
+def texts(row, keys):
+    """An object that has these keys, each a text."""
     if set(row) != set(keys):
         raise ValueError(f'must be an object with exactly "{quoted(keys)}"')
     if wrong := [key for key in keys if not isinstance(row[key], str)]:
@@ -81,10 +69,10 @@ def quoted(keys):
     return '", "'.join(keys)
 
 
-def labelled_row(number, row, task):
+def labelled_row(row, task):
     """A row of the task; with an empty input the instruction is the request, as the Alpaca form has it."""
     case = checked_case(row["input"] if row["input"].strip() else row["instruction"])
-    return {"id": f"sft-{number:06d}", "input": case, "output": checked_answer(row["response"], "response", task)}
+    return {"input": case, "output": checked_answer(row["response"], "response", task)}
 
 
 def checked_row(row, task):
@@ -97,9 +85,9 @@ def checked_row(row, task):
     return row
 
 
-def preference_pair(number, row, task):
+def preference_pair(row, task):
     pair = {"input": {"request": row["prompt"]}, "chosen": row["chosen"], "rejected": row["rejected"]}
-    return {"id": f"preference-{number:06d}"} | checked_pair(pair, task) | {"violation": ANY_VIOLATION}
+    return checked_pair(pair, task) | {"violation": ANY_VIOLATION}
 
 
 def checked_pair(pair, task):
