@@ -15,6 +15,7 @@ LEAST_LOSS_GAIN = 0.01  # at equal verdicts, a loss that falls by less is no rea
 LEAST_GAIN_OF_LOSS_ALONE = 1e-3
 BATCH_TOKENS = 16_384
 PROMPTS_TIMED = 8
+ROOM_FOR_SPACES = 16  # tokens; a right answer may be written with some
 
 
 def selection_for(task, chat, config, examples):
@@ -97,9 +98,11 @@ class ExactSelection:
     def __init__(self, task, chat, config, examples):
         self.task = task
         self.chat = chat
-        self.most_tokens = config.gen.max_new_tokens
         self.end_ids = chat_template.end_ids(chat)
         self.prompts = prompts_of(examples)
+        # What is longer than every right answer is none; a model that knows nothing yet writes without an end.
+        longest = max(map(dataset.n_answer_tokens, examples), default=1)
+        self.most_tokens = min(config.gen.max_new_tokens, longest + ROOM_FOR_SPACES)
         self.gold = [
             self._answer(example["input_ids"][len(prompt) :])
             for example, prompt in zip(examples, self.prompts, strict=True)
@@ -114,7 +117,9 @@ class ExactSelection:
         return metrics[self.METRIC] - TIE_BREAK * loss
 
     def seconds(self, trainer):
-        return seconds_of_all(trainer, self.prompts, self._answers)
+        # Many prompts at once take hardly longer to answer than few: a whole batch is timed.
+        few = next(batches(self.prompts, range(len(self.prompts))))
+        return seconds_of_all(trainer, self.prompts, self._answers, [self.prompts[at] for at in few])
 
     def _answers(self, model, prompts):
         import torch
@@ -158,19 +163,20 @@ def on_this_process(trainer, prompts, work):
     was_training = model.training
     model.eval()
     found = {}
-    with trainer.compute_loss_context_manager():
+    # The trainer lays autocast over the whole model's forward pass alone, and `generate` calls the one inside.
+    with accelerator.autocast():
         for batch in batches(prompts, mine):
             found |= zip(batch, work(model, [prompts[at] for at in batch]), strict=True)
     model.train(was_training)
     return found
 
 
-def seconds_of_all(trainer, prompts, work):
+def seconds_of_all(trainer, prompts, work, few=None):
     """The time of `over_all_processes` for these prompts, from a few of them.
 
     Nothing is gathered: a process that runs out of memory would leave the others waiting.
     """
-    few = prompts[:: max(1, len(prompts) // PROMPTS_TIMED)]
+    few = few or prompts[:: max(1, len(prompts) // PROMPTS_TIMED)]
     start = time.perf_counter()
     on_this_process(trainer, few, work)
     return (time.perf_counter() - start) * len(prompts) / len(few)

@@ -8,7 +8,8 @@ from common import ROOT
 from config import load_config
 from language_model import base_model, chat_template
 from tasks import load_task
-from tasks.crm.synthetic import rows as synthetic_rows
+from tasks.crm.synthetic import rows as crm_rows
+from tasks.qod.synthetic import rows as qod_rows
 from training import fine_tuning, micro_batch, trainer
 
 
@@ -25,9 +26,11 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(trainer, "Arguments", lambda **values: arguments(**values | {"use_cpu": True}))
 
 
-def test_every_pass_before_the_first_step_runs_as_training_does(as_on_a_gpu, tmp_path):
-    task = load_task()
-    config = load_config(ROOT / "configs" / "steward_mini.yaml", ["train.bf16=true"], task.overlay)
+@pytest.mark.parametrize(("name", "synthetic_rows"), [("crm", crm_rows), ("qod", qod_rows)])
+def test_every_pass_before_the_first_step_runs_as_training_does(as_on_a_gpu, tmp_path, name, synthetic_rows):
+    task = load_task(name)
+    weight = [] if task.verdict else ["train.verdict_weight=1"]
+    config = load_config(ROOT / "configs" / "steward_mini.yaml", ["train.bf16=true", *weight], task.overlay)
     chat = chat_template.load_chat(config)
     rows = [
         {
@@ -42,3 +45,4 @@ def test_every_pass_before_the_first_step_runs_as_training_does(as_on_a_gpu, tmp
     assert {weights.dtype for weights in made.model.parameters()} == {torch.bfloat16, torch.float32}
     fine_tuning.use(made, micro_batch.MicroBatch(2, 2, "as said"), config, tmp_path)
     assert made.model.training
+    assert made.selection.metrics(made).keys() == set(made.selection.METRICS if task.verdict else ["exact_pct"])
