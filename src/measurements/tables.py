@@ -3,7 +3,8 @@ docs/measured --into docs/results.md
 
 A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/measure.py
 transfer measured with it. In h200/ lie manifests of src/eval_latency_throughput.py, in service/ those of src/measure.py
-service; smollm2/ and micro_batches/ are described in _model_tables.py, adaptation/ in _adaptation_curve.py.
+service; smollm2/ and micro_batches/ are described in _model_tables.py, adaptation/ in _adaptation_curve.py. In qod/ lie
+those of src/measure.py training_speed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from common import UserError, read_json, write_text
 from measurements._adaptation_curve import curve_plot, curve_table
 from measurements._model_tables import micro_batches_table, models_table
 from measurements._serving_tables import gpu_row, gpu_speed_table, service_table
+from measurements._training_table import training_table
 from report import marked_text
 from report.marked_text import md_table
 
@@ -40,6 +42,8 @@ def main():
         "micro_batches": micro_batches_table(args.runs / "micro_batches"),
         "pairs": curve_table(args.runs / "adaptation"),
     }
+    if training := training_table(args.runs / "qod"):
+        tables["training_speed"] = training
     for name, table in tables.items():
         marked_text.put(args.into, name, table)
     marked_text.put(args.serving, "service", service_table(args.runs / "service"))
