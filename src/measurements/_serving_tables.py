@@ -20,6 +20,8 @@ RUNS = {
 # Where the service was measured, in words.
 SERVICES = {
     "cpu_steward_mini": "Steward mini in the service, two CPU cores",
+    "cpu_qod_smollm2_135m": "Task qod: SmolLM2-135M with its adapter in the service, two CPU cores",
+    "gpu_qod_smollm2_135m": "Task qod: SmolLM2-135M on a vLLM server, one GPU",
     "h200_steward_mini": "Steward mini on a vLLM server, one H200",
     "h200_qwen3_4b": "Qwen3-4B's shape with random weights on a vLLM server, one H200",
 }
