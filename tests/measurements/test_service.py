@@ -1,4 +1,4 @@
-"""The measurement of the service on a task that refuses requests: a refusal is an answer, a failed check no valid one."""
+"""The measurement of the service on a task that refuses requests: a refusal is an answer, a failed check is none."""
 
 import pytest
 
