@@ -56,8 +56,7 @@ def shown(found):
 
 def notes(report):
     whole = next(facts for facts in report["cases"].values() if "failed" not in facts)
-    hardware = report["trained_on"]["hardware"]
-    machine = hardware.get("gpu", f"{hardware['cpu_cores']} CPU cores")
+    machine = _reports.machine(report["trained_on"]["hardware"])
     return (
         f"- {md(report['model'])}: {md(machine)}; median of {report['repeats']} runs, "
         f"each a process of its own (least to most); an epoch is {whole['file']['rows']:,} rows of "
