@@ -143,6 +143,7 @@ class Steps(TrainerCallback):
         return {
             "steps": self.n_steps,
             "rows": rows,
+            "rows_a_step": round(rows / self.n_steps, 2),
             "tokens": tokens,
             "padding_pct": round(100 * (1 - tokens / self.places), 2),
             "seconds": round(self.seconds, 3),

@@ -9,6 +9,7 @@ PATTERN = "training_speed_*.json"
 HEAD = [
     "model",
     "trained by",
+    "rows a step",
     "rows or bins at once",
     "gradient checkpointing",
     "tokens/s",
@@ -40,6 +41,7 @@ def row_of(report, case, facts):
     ratio = facts["times_of_trl"]
     return [
         *begun,
+        f"{facts['rows_a_step']:.1f}",
         f"{facts['at_once']} {'bins' if facts['packing'] else 'rows'}",
         "yes" if facts["gradient_ckpt"] else "no",
         shown(facts["tokens_per_s"]),

@@ -4,9 +4,10 @@
         --prompts data/qod/processed/train.jsonl --out training_speed.json
 
 Each run is a process of its own, and the order of the ways changes from one repeat to the next. After --warm_up steps
-a run reads as many rows as --rows says, in optimizer steps of batch_size x grad_accum rows. Tokens are counted
-without padding; validation and checkpoints are left out everywhere. --random_weights names a folder with config.json
-and tokenizer; its weights are made for this measurement and removed after it: speed and memory are the same.
+a run reads as many rows as --rows says, in optimizer steps of batch_size x grad_accum rows, or as nearly as bins of
+max_seq_len tokens divide them. Tokens are counted without padding; validation and checkpoints are left out.
+--random_weights names a folder with config.json and tokenizer; its weights are made for this measurement and removed
+after it: speed and memory are the same.
 """
 
 import argparse
@@ -33,6 +34,7 @@ WAYS = {
     "ours": "ours",
 }
 METHODS = ("lora", "qlora")
+SETTINGS = ("rows_a_step", "at_once", "packing", "gradient_ckpt", "file")
 ENDING_S = 10  # for a process whose result is there to put its things away
 
 
@@ -206,9 +208,6 @@ def cases_of(runs):
             "times_of_trl": spread(ratios) if ratios else None,
             "used_gb": max(run["used_gb"] for run in whole),
             "padding_pct": round(median(run["padding_pct"] for run in whole), 2),
-            "at_once": whole[0]["at_once"],
-            "packing": whole[0]["packing"],
-            "gradient_ckpt": whole[0]["gradient_ckpt"],
-            "file": whole[0]["file"],
+            **{key: whole[0][key] for key in SETTINGS},
         }
     return cases
