@@ -4,7 +4,8 @@ docs/measured --into docs/results.md
 A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/measure.py
 transfer measured with it. In h200/ lie manifests of src/eval_latency_throughput.py, in service/ those of src/measure.py
 service; smollm2/ and micro_batches/ are described in _model_tables.py, adaptation/ in _adaptation_curve.py. In qod/ lie
-training_speed_<model>.json and speed.json of src/measure.py, and serving_<run>.json of src/eval_latency_throughput.py.
+training_speed_<model>.json, speed.json, judge.json and odd_requests.json of src/measure.py, and serving_<run>.json of
+src/eval_latency_throughput.py.
 """
 
 import argparse

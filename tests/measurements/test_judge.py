@@ -6,7 +6,7 @@ import json
 import pytest
 
 from common import read_json, to_json
-from measurements import _judge_table, judge
+from measurements import judge, tables
 from measurements._mock_server import Reply
 from support.pipeline import exit_code
 from support.qod_answers import CALL, REFUSAL, changed, text
@@ -96,10 +96,10 @@ def test_an_official_scenario_that_nobody_answers_for_is_named(folder, monkeypat
 
 
 def test_the_table_shows_shares_and_what_the_judge_is(folder, monkeypatch):
-    assert _judge_table.judge_table(folder) is None
+    assert tables.qod_tables(folder)["judge"] is None
     with_scenarios(folder, "400.3", "401.1")
     call(folder, monkeypatch)
-    table = _judge_table.judge_table(folder)
+    table = tables.qod_tables(folder)["judge"]
     assert "| sft | 5 | 2 | 1 | 50.00 |" in table
     assert (
         "official file of QoD 1.1.0; of 38 bodies with a fault that its schema names it rejected 38; 1 of the 2"

@@ -6,7 +6,7 @@ import pytest
 
 import constrained_decode
 from common import read_json
-from measurements import _odd_requests_table, odd_requests
+from measurements import odd_requests, tables
 from support.pipeline import exit_code
 from support.qod_answers import CALL, REFUSAL, changed, text
 from tasks.qod import measuring
@@ -89,9 +89,9 @@ def test_what_is_too_long_for_the_model_is_counted_as_an_error(tmp_path, monkeyp
 
 
 def test_the_table_has_a_row_for_each_kind(tmp_path, monkeypatch, cases):
-    assert _odd_requests_table.odd_requests_table(tmp_path) is None
+    assert tables.qod_tables(tmp_path)["odd_requests"] is None
     call(tmp_path, monkeypatch, "--samples", 2)
-    table = _odd_requests_table.odd_requests_table(tmp_path)
+    table = tables.qod_tables(tmp_path)["odd_requests"]
     title = "| Stand-in (random weights) |"
     assert [line for line in table.splitlines() if line.startswith(title)] == [
         f"{title} all | 6 | 2 / 2 / 2 | 2 / 2 / 2 | 2 | 0 | 0 |",
