@@ -38,6 +38,8 @@ def main():
     task = load_task(args.task)
     args.model_path = args.model_path or shipped_model(task)
     config = model_config(args, task)
+    if args.samples > 1 and not config.gen.temperature:
+        raise UserError(f"--samples {args.samples}: at temperature 0 every answer to an input is the same; take 1")
     cases = task_part(task, "measuring", "odd_requests")()
     unreadable = refused_at_once(task)
     quiet_libraries()

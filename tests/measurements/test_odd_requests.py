@@ -105,3 +105,7 @@ def test_the_table_has_a_row_for_each_kind(tmp_path, monkeypatch, cases):
 def test_wrong_words_are_named(tmp_path, monkeypatch, capsys):
     assert call(tmp_path, monkeypatch, "--samples", 0) == 2
     assert "--samples 0: at least 1" in capsys.readouterr().err
+    greedy = SimpleNamespace(gen=SimpleNamespace(temperature=0.0))
+    monkeypatch.setattr(odd_requests, "model_config", lambda args, task: greedy)
+    assert call(tmp_path, monkeypatch) == 2
+    assert "--samples 5: at temperature 0 every answer to an input is the same" in capsys.readouterr().err
