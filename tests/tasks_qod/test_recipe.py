@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import dpo_train
 import make_standin
 import sft_train
 from build_prompts import prompt_row
@@ -13,7 +14,6 @@ from support.pipeline import exit_code
 from tasks import load_task
 from training import fine_tuning
 
-pytestmark = pytest.mark.slow
 TASK = load_task("qod")
 REPLACED = "train.optimizer: paged_adamw_8bit needs a CUDA GPU, which is not here; training with adamw"
 
@@ -32,6 +32,7 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_it_trains_on_a_cpu_and_the_merged_model_carries_the_layout(place, monkeypatch, capfd):
     # Two test workers share the cores, so each keeps to its one thread.
     monkeypatch.setattr(fine_tuning, "use_every_core", lambda: None)
@@ -49,3 +50,11 @@ def test_it_trains_on_a_cpu_and_the_merged_model_carries_the_layout(place, monke
     messages = TASK.messages({"request": "An hour."})
     text = merged.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == f"### Instruction:\n{TASK.system_text}\n\n### Input:\nAn hour.\n\n### Response:\n"
+
+
+def test_missing_pairs_are_made_by_the_task(tmp_path, capfd):
+    words = ["--config", ROOT / "configs" / "standin.yaml", "--task", "qod", "--train", tmp_path / "none.jsonl"]
+    assert exit_code(dpo_train, *words) == 2
+    assert (
+        "none.jsonl: no such file; make preferences TASK=qod (src/build_preferences.py) makes" in capfd.readouterr().err
+    )
