@@ -21,9 +21,9 @@ $(if $(filter 4.% 5.%,$(MAKE_VERSION)),,$(error GNU Make 4 or newer is needed, t
 TASK ?= crm
 ## BACKEND      engine that answers
 BACKEND ?= hf
-## SET          settings to override in training, e.g. train.lr=1e-4
+## SET          settings to override in training, e.g. train.lr=1e-4; in make preferences those of gen
 SET ?=
-## LIMIT        answer only so many test rows
+## LIMIT        answer only so many rows
 LIMIT ?=
 ## FORCE        1: do it again although nothing changed
 FORCE ?=
@@ -98,9 +98,10 @@ endif
 # What ships for the task: the folder that its task.yaml names, and models/<task>-<model>/, an adapter for a base.
 OWN := $(shell sed -n 's/^shipped: *//p' $(T)/task.yaml)
 SHIPPED := $(subst -,_,$(notdir $(OWN))) $(patsubst models/$(TASK)-%/adapter_config.json,%,$(wildcard models/$(TASK)-*/adapter_config.json))
-## MODEL        model that ships, for make ask, kpi and serve (default: the task's own)
+## MODEL        model that ships, for make ask, kpi and serve (default: the task's own); for make preferences a trained one too
 MODEL ?= $(firstword $(SHIPPED))
-SHIPPED_FLAG = $(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)),$(if $(MODEL),--model_path $(if $(and $(OWN),$(filter $(subst -,_,$(notdir $(OWN))),$(MODEL))),$(OWN),models/$(TASK)-$(MODEL))))
+SHIPPED_PATH = $(if $(and $(OWN),$(filter $(subst -,_,$(notdir $(OWN))),$(MODEL))),$(OWN),models/$(TASK)-$(MODEL))
+SHIPPED_FLAG = $(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)),$(if $(MODEL),--model_path $(SHIPPED_PATH)))
 
 ## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl or REQUEST=; without them a few examples; MODEL=)
 ## make ask-<model>       the same of a trained model
@@ -172,16 +173,27 @@ models/standin/manifest.json: src/make_standin.py | $(D)/processed/manifest.json
 	$(PYTHON) $< --data $(D)/processed/train.jsonl --out $(@D)
 
 ## make preferences       data/train.jsonl -> preferences.jsonl and preferences_val.jsonl: gold answers beside wrong ones; nothing of the test rows (NO_TEST=1: there are none)
+## make preferences MODEL=<model>   the same, half of the wrong ones drawn from a trained model or one that ships (LIMIT= rows, 1000; SAMPLES=; less on a CPU)
+## SAMPLES      answers to each row in make preferences MODEL=
+SAMPLES ?= 4
 ## PREDICTIONS  what src/predict.py wrote for training rows: the wrong answers become half of the pairs
 PREDICTIONS ?=
 ## ON_POLICY    their share of the pairs, 0 to 1
 ON_POLICY ?=
 ## N_PAIRS      how many pairs
 N_PAIRS ?=
+# A model is sampled where somebody names one: the default of MODEL is for other targets.
+SAMPLED := $(if $(filter file,$(origin MODEL)),,$(MODEL))
+# What was trained under its name, else what ships. Nobody who asks for pairs means to train: a missing model is an error.
+TRAINED_PATH = $(patsubst %/manifest.json,%,$(firstword $(if $(SAMPLED),$(wildcard $(foreach kind,-merged -lora,$(O)/$(SAMPLED)$(kind)/manifest.json) $(O)/$(SAMPLED)/manifest.json))))
+SAMPLED_PATH = $(or $(TRAINED_PATH),$(if $(filter $(SHIPPED),$(MODEL)),$(SHIPPED_PATH)),$(error no model '$(MODEL)' of the task $(TASK): $(O)/$(MODEL)-merged and $(O)/$(MODEL)-lora are not there, and what ships is: $(or $(strip $(SHIPPED)),nothing); train one with make train-<model>))
+SAMPLES_FILE := $(if $(SAMPLED),$(D)/$(SAMPLED)_sampled.jsonl)
 .PHONY: preferences
 preferences: $(D)/manifest.json
+	$(if $(SAMPLED),$(PYTHON) src/predict.py --model_path $(SAMPLED_PATH) --backend $(BACKEND) --unconstrained --data $(D)/train.jsonl --out $(SAMPLES_FILE) \
+	  --limit $(or $(LIMIT),1000) --samples $(SAMPLES) --set gen.temperature=1 gen.top_p=1 $(SET) $(AGAIN) $(TASK_FLAG))
 	$(PYTHON) src/build_preferences.py --in $(D)/train.jsonl --test $(D)/test.jsonl $(wildcard $(T)/by_hand.jsonl) --out $(D) $(if $(NO_TEST),--no_test) \
-	  $(if $(PREDICTIONS),--predictions $(PREDICTIONS)) $(if $(ON_POLICY),--on_policy_share $(ON_POLICY)) $(if $(N_PAIRS),--n_pairs $(N_PAIRS)) $(TASK_FLAG)
+	  $(if $(PREDICTIONS)$(SAMPLED),--predictions $(PREDICTIONS) $(SAMPLES_FILE)) $(if $(ON_POLICY),--on_policy_share $(ON_POLICY)) $(if $(N_PAIRS),--n_pairs $(N_PAIRS)) $(TASK_FLAG)
 
 ## make dpo-<model>       tune the fine-tuned adapter on preference pairs into outputs/<model>-dpo and merge it (SET="dpo.lr=1e-5"); then kpi-, ask-, bench-, serve-<model>-dpo
 .PHONY: $(MODELS:%=dpo-%)
@@ -322,7 +334,7 @@ fetch-% check-% train-% dpo-% kpi-% bench-% ask-% serve-%:
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
 .PHONY: clean
-MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *.part \
+MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *_sampled.* *.part \
 	$(if $(wildcard $(D)/preferences.manifest.json),preferences.jsonl preferences_val.jsonl preferences.manifest.json)) \
 	$(addprefix $(O)/,*-lora *-dpo *-merged *.part) \
 	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* *.kept baselines.json metrics.csv latency.csv throughput.csv \

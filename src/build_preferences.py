@@ -109,9 +109,10 @@ def build(args, task, clock):
     # A training row says of which group it is, a prediction does not.
     inputs = {key_of(row["input"], task): row for row in [*sampled, *rows]}
     groups = groups_of(inputs, test_rows(args, task), task)
+    wrong = on_policy([row for row in sampled if key_of(row["input"], task) in groups], task, args.seed)
     sources = {
         "constructed": Constructed([row for row in rows if key_of(row["input"], task) in groups], task, args.seed),
-        ON_POLICY: on_policy([row for row in sampled if key_of(row["input"], task) in groups], task, args.seed),
+        ON_POLICY: wrong,
     }
     wanted = {ON_POLICY: round(args.n_pairs * args.on_policy_share)}
     wanted["constructed"] = args.n_pairs - wanted[ON_POLICY]
@@ -120,7 +121,11 @@ def build(args, task, clock):
         pairs += itertools.islice(with_few_broken(source, task), wanted[name])
     parts = split(pairs, groups, args, task)
     write(args.out, parts)
-    facts = facts_of(parts, args, task) | {"inputs_left_out_for_test": len(inputs) - len(groups)}
+    facts = facts_of(parts, args, task) | {
+        "inputs_left_out_for_test": len(inputs) - len(groups),
+        "answers_read": len(sampled),
+        "answers_wrong": len(wrong),
+    }
     report(facts, args)
     write_manifest(args.out / MANIFEST, clock, **facts)
 
@@ -261,6 +266,9 @@ def report(facts, args):
     print(f"{counted(total.total(), 'preference pair')}: {n_pairs}")
     for name, n in total.most_common():
         print(f"  {name:<20} {n:>6,}")
+    if args.predictions:
+        n_wrong = counted(facts["answers_wrong"], "different wrong one")
+        print(f"of the model's {counted(facts['answers_read'], 'answer')}: {n_wrong}")
     if total.total() < facts["n_pairs"]:
         print(f"warning: the rows and answers gave no more; {facts['n_pairs']:,} pairs were asked for")
     if left_out := facts.get("inputs_left_out_for_test"):

@@ -28,6 +28,8 @@ MOST_LEFT_OUT = 0.1  # of the rows; training leaves the others out whole and say
 ACHIEVED_SHARE = 0.25  # of the measured matrix rate: what this training loop reached on an H200 (LOG.md)
 # Bytes a token keeps for each hidden value of each layer, by whether checkpointing is on; measured on an H200 (LOG.md).
 ACTIVATION_BYTES = {True: 2.5, False: 80}
+# Bytes for each value of the adapter: its weight and gradient in float32, and the optimizer's two states.
+ADAPTER_BYTES = {"adamw": 16, "paged_adamw_8bit": 10}
 
 
 def main():
@@ -228,7 +230,7 @@ def estimate(model, config, examples):
         * model.config.num_hidden_layers
         * ACTIVATION_BYTES[config.train.gradient_ckpt]
     )
-    gigabytes = [size / 1e9 for size in (weights, 16 * n_lora, activations)]
+    gigabytes = [size / 1e9 for size in (weights, ADAPTER_BYTES[config.train.optimizer] * n_lora, activations)]
     fewer = "; training takes fewer rows at once where that is too much" if config.train.micro_batch == "auto" else ""
     print(
         f"     memory, estimated: {sum(gigabytes) + 1:.1f} GB = weights {gigabytes[0]:.1f} + adapter and optimizer "

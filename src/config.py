@@ -36,6 +36,7 @@ class Train:
     warmup_ratio: float = field(default=0.03, metadata={"at_least": 0.0, "below": 1.0})
     weight_decay: float = field(default=0.0, metadata={"at_least": 0.0})
     schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: typing.Literal["adamw", "paged_adamw_8bit"] = "adamw"
     packing: typing.Literal["auto", "on", "off"] = "auto"
     micro_batch: int | typing.Literal["auto", "literal"] = field(default="auto", metadata={"at_least": 1})
     verdict_weight: float = field(default=1.0, metadata={"at_least": 0.0})
@@ -71,8 +72,11 @@ class Gen:
 
 @dataclass(frozen=True)
 class Chat:
-    """What a model's own template needs to render our prompts the same in training, serving and tomorrow."""
+    """The layout of a prompt, and what a model's own template needs to render it the same in training, serving and
+    tomorrow.
+    """
 
+    template: typing.Literal["own", "alpaca"] = "own"
     system_in_user: bool = False
     template_vars: dict[str, str] = field(default_factory=dict)
 

@@ -45,8 +45,20 @@ def main():
 
 
 def how_to_make(args, task):
-    task_flag = "" if task.name == DEFAULT else f" TASK={task.name}"
-    return f"make train-{Path(args.config).stem}{task_flag} (src/sft_train.py)"
+    return f"make train-{Path(args.config).stem}{for_make(task)} (src/sft_train.py)"
+
+
+def for_make(task):
+    return "" if task.name == DEFAULT else f" TASK={task.name}"
+
+
+def how_to_make_pairs(task):
+    if task.hook("violations", "VIOLATIONS"):
+        return f"make preferences{for_make(task)} (src/build_preferences.py) makes pairs from training rows"
+    return (
+        f"make preferences{for_make(task)} PREDICTIONS=<answers.jsonl> (src/build_preferences.py) makes pairs of a "
+        "model's wrong answers; docs/training.md says how a line looks"
+    )
 
 
 def phase_of(args, config, task, adapter, tuned):
@@ -80,8 +92,9 @@ def parse_args():
     parser.add_argument("--force", action="store_true", help="tune again from the start, even if nothing changed")
     parser.add_argument("--task", default=DEFAULT, help=f"a folder of src/tasks (default {DEFAULT})")
     args = parser.parse_args()
-    data = load_task(args.task).under("data")
-    makes = "the task's preference pairs belong there, docs/training.md says how a line looks"
+    task = load_task(args.task)
+    data = task.under("data")
+    makes = how_to_make_pairs(task)
     args.train = existing_file(args.train or data / "preferences.jsonl", makes)
     args.val = existing_file(args.val or data / "preferences_val.jsonl", makes)
     args.prompts = existing_file(args.prompts or data / "processed" / "val.jsonl", "run make prep first")

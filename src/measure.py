@@ -20,7 +20,9 @@ def main():
     names = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
-        print(f"{__doc__.strip()}\n\nmeasurements:\n" + "\n".join(f"  {name:<11} {subject(name)}" for name in names))
+        width = max(map(len, names))
+        lines = [f"  {name:<{width}} {subject(name)}" for name in names]
+        print(f"{__doc__.strip()}\n\nmeasurements:\n" + "\n".join(lines))
         return
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)

@@ -4,6 +4,7 @@
 
 The one place that generates for evaluation. Every raw answer is kept, with the verdict's probabilities and its time. An
 interrupted run goes on where it was. A row that cannot be answered has an `error`, and the run ends with exit code 1.
+--samples asks for several answers to each row, as src/build_preferences.py wants them.
 """
 
 import argparse
@@ -19,10 +20,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, model_required=True)
     parser.add_argument("--out", required=True, help="predictions JSONL to write")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=1,
+        help="answers to each row, drawn anew, each on its own line with its number as `sample` (default 1)",
+    )
     args = parser.parse_args()
     out = Path(args.out)
     with locks.only_writer(place_of(out)):
-        predict_unless_done(args, load_task(args.task), out)
+        predict_unless_done(args, load_task(args.task), out, args.samples)
     if words := failure_words(out):
         raise WorkFailed(words)
 

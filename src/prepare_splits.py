@@ -34,6 +34,7 @@ from tasks.class_mix import mix_warnings, one_class_problem
 ALL_ROWS = "rows"  # the one class of a task that stratifies by nothing
 MOST_CLASSES = 100  # each needs rows in every split, and a class's number is kept in one byte
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
+MOST_CLASSES_SHOWN = 6  # of a split, the most frequent
 SYNTHETIC_ROWS = 2_000
 
 
@@ -338,8 +339,7 @@ def report(counts, n_moved, groups, index, task, source):
     )
     for name, classes in counts.items():
         total = sum(classes.values())
-        mix = ", ".join(f"{label} {n:,} ({100 * n / max(total, 1):.1f} %)" for label, n in classes.items())
-        print(f"  {name:<5} {total:>9,} ({100 * total / n_rows:.1f} %): {mix}")
+        print(f"  {name:<5} {total:>9,} ({100 * total / n_rows:.1f} %): {mix_of(classes, total)}")
     if largest(groups) > 1 and largest(groups) > SPLITS["test"] * n_rows:
         print(
             f"warning: one group holds {100 * largest(groups) / n_rows:.0f} % of the rows; rows that look alike are "
@@ -348,10 +348,26 @@ def report(counts, n_moved, groups, index, task, source):
     for warning in mix_warnings(counts, task):
         print(f"warning: {warning}")
     for name, classes in counts.items():
-        for label, n in classes.items():
-            if n == 0 and any(other[label] for other in counts.values()):
-                kind = f"{label} row" if label != ALL_ROWS else "row"
-                print(f"warning: {name} has no {kind}; its scores there cannot be measured")
+        missing = [label for label, n in classes.items() if n == 0 and any(other[label] for other in counts.values())]
+        if missing:
+            of_class = f" of {'the class' if len(missing) == 1 else 'the classes'} {first_of(missing)}"
+            of_class = "" if missing == [ALL_ROWS] else of_class
+            print(f"warning: {name} has no row{of_class}; scores there cannot be measured")
+
+
+def mix_of(classes, total):
+    """How many rows of each class, as words; of many classes the most frequent."""
+    found = list(classes.items())
+    if len(found) > MOST_CLASSES_SHOWN:
+        found = sorted((one for one in found if one[1]), key=lambda one: -one[1])
+    shares = [f"{label} {n:,} ({100 * n / max(total, 1):.1f} %)" for label, n in found]
+    return first_of(shares)
+
+
+def first_of(names):
+    """The first of many names in a list, and how many more there are."""
+    n_more = len(names) - MOST_CLASSES_SHOWN
+    return ", ".join(names[:MOST_CLASSES_SHOWN]) + (f" and {n_more:,} more" if n_more > 0 else "")
 
 
 if __name__ == "__main__":

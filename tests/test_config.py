@@ -63,6 +63,20 @@ def test_the_plan_s_values_hold(name):
     assert config.train.lr == 2e-4 and isinstance(config.train.lr, float)
 
 
+def test_phi_3_and_the_task_qod_have_the_settings_of_their_specification():
+    """In the task's overlay they hold for every model."""
+    phi = load_config(ROOT / "configs" / "phi3mini.yaml")
+    assert phi.model_id == "microsoft/Phi-3-mini-4k-instruct" and phi.peft.method == "qlora"
+    assert phi.peft.target_modules == "all-linear"
+    for config in (phi, load_config(LLAMA, overlay=load_task("qod").overlay)):
+        assert (config.peft.r, config.peft.alpha, config.peft.dropout) == (16, 16, 0.05)
+        train = config.train
+        assert (train.lr, train.epochs, train.batch_size, train.grad_accum) == (2e-4, 3, 2, 4)
+        assert (train.schedule, train.optimizer) == ("linear", "paged_adamw_8bit")
+        dpo = config.dpo
+        assert (dpo.lr, dpo.epochs, dpo.batch_size, dpo.beta) == (5e-5, 1, 1, 0.1)
+
+
 def test_schema_and_system_text_are_the_plan_s():
     assert json.loads((ROOT / "configs" / "decoding.jsonschema").read_text()) == PLAN_SCHEMA
     assert load_task("crm").answer_schema == PLAN_SCHEMA
@@ -126,6 +140,8 @@ def test_a_nested_override_leaves_its_neighbours(tmp_path):
         ("model_id=' '", "model_id"),
         ("gen=5", "must be a section"),
         ("train.packing=maybe", "did you mean"),
+        ("train.optimizer=adam", "none of adamw, paged_adamw_8bit"),
+        ("chat.template=alpca", "did you mean 'alpaca'"),
         ("chat.template_vars={a: 1}", "template_vars"),
         ("train={lr: 1, lr: 2}", "--set"),
         ("trian.lr=1", "did you mean 'train'"),

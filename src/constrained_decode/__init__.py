@@ -60,7 +60,7 @@ class Engine:
     tells_probabilities = True  # whether an answer says its verdict's probabilities; may be set, for they cost time
 
     def answers(self, conversations, done=()):
-        """Yields (position, Answer) in the engine's own order.
+        """Yields (position, Answer) in the engine's own order; a conversation that comes again is drawn anew.
 
         `done` holds the answers that an interrupted run has kept, by position. Batches stay those of all
         conversations, for a row's numbers depend in their last bits on what stands beside it: a batch of which a part

@@ -7,6 +7,17 @@ from language_model.hub import load_tokenizer
 
 IGNORED = -100
 ENCODED_AT_ONCE = 1000  # examples in the tokenizer's hands: enough for every core, few for the memory
+# The Alpaca layout as a chat template. Its headings are plain text, which a request could spell: there `### ` is broken
+# up, wherever it stands. No server needs our code for that, the template goes with the tokenizer.
+ALPACA = (
+    "{%- for message in messages %}"
+    "{%- if message.role == 'system' %}{{- '### Instruction:\\n' + message.content + '\\n\\n' }}"
+    "{%- elif message.role == 'user' %}"
+    "{{- '### Input:\\n' + (message.content | replace('### ', '## # ')) + '\\n\\n' }}"
+    "{%- elif message.role == 'assistant' %}{{- '### Response:\\n' + message.content + eos_token }}"
+    "{%- else %}{{- raise_exception('a message must be of the system, the user or the assistant') }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '### Response:\\n' }}{%- endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,30 @@ def load_chat(config):
 
 
 def pinned_chat(tokenizer, chat):
+    if chat.template == "alpaca":
+        tokenizer.chat_template = alpaca_template(tokenizer)
+        # It has a place for the system text, whatever the model's own template does with it.
+        return Chat(tokenizer, system_in_user=False)
     if not tokenizer.chat_template:
         raise UserError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; choose an instruct checkpoint as model_id"
         )
     tokenizer.chat_template = pinned_template(tokenizer.chat_template, chat.template_vars)
     return Chat(tokenizer, chat.system_in_user)
+
+
+def alpaca_template(tokenizer):
+    """The Alpaca layout for one tokenizer, with a beginning token where the tokenizer or its template writes one."""
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"chat.template: alpaca: {tokenizer.name_or_path} names no end-of-text token (eos_token) to end an answer "
+            "with; set chat.template=own, or choose another checkpoint as model_id"
+        )
+    # Our code and servers add no special tokens to a rendered prompt, so the template must write it.
+    is_added = tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+    # A template that names the token writes it at the beginning; one of ChatML spells its own opener instead.
+    is_written = "bos_token" in (tokenizer.chat_template or "")
+    return ("{{- bos_token }}" if is_added or is_written else "") + ALPACA
 
 
 def pinned_template(template, variables):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from common import UserError, is_folder, read_json, sha256_file, sha256_text
-from config import Gen, build, config_from_dict, load_config
+from config import Gen, build, config_from_dict, load_config, override
 from language_model import hub
 
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -50,6 +50,25 @@ def served_config(args, task):
         return model_config(args, task)
     gen = build(Gen, SPECIFICATION | task.overlay.get("gen", {}), f"src/tasks/{task.name}/task.yaml, gen")
     return Served(args.model_path or "served", args.model_path or "", gen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """What --set may say of a trained model."""
+
+    gen: Gen
+
+
+def with_settings(config, settings):
+    """The configuration under `gen.key=value` settings; how a trained model answers is all that is still open."""
+    values = {"gen": dataclasses.asdict(config.gen)}
+    for text in settings:
+        if text.partition("=")[0].partition(".")[0].strip() != "gen":
+            names = ", ".join(f"gen.{field.name}" for field in dataclasses.fields(Gen))
+            raise UserError(f"--set {text}: the model is trained, so only how it answers may be set here: {names}")
+        override(values, text)
+    checked = build(Answering, values, f"{config.name} with --set {' '.join(settings)}")
+    return dataclasses.replace(config, gen=checked.gen)
 
 
 def check_weights(folder):

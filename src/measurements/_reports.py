@@ -21,3 +21,7 @@ def weights(model):
 
 def commit_and_time(report):
     return f"commit {(report.get('git_commit') or 'unknown')[:12]}; {report.get('finished', '')}"
+
+
+def machine(hardware):
+    return hardware["gpu"] if "gpu" in hardware else f"{hardware['cpu_cores']} CPU cores"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common import UserError, read_json
+from measurements import _reports
 from report.marked_text import md_table
 
 LOADS = (1, 4, 8, 16, 64)  # requests at a time
@@ -17,9 +18,21 @@ RUNS = {
     ("vllm", JSON_SCHEMA): "vLLM, its own json_schema",
     ("vllm", UNCONSTRAINED): "vLLM as it comes, no JSON asked for",
 }
+# What a level of the benchmark shows of one task's requests: column, key, form.
+LEVEL_COLUMNS = {
+    "at a time": ("concurrency", "d"),
+    "n": ("n", ",d"),
+    "p50 ms": ("p50_ms", ",.0f"),
+    "p95 ms": ("p95_ms", ",.0f"),
+    "req/s": ("req_per_s", ",.1f"),
+    "tokens/s": ("output_tok_per_s", ",.0f"),
+    "valid %": ("json_valid_pct", ".1f"),
+}
 # Where the service was measured, in words.
 SERVICES = {
     "cpu_steward_mini": "Steward mini in the service, two CPU cores",
+    "cpu_qod_smollm2_135m": "Task qod: SmolLM2-135M with its adapter in the service, two CPU cores",
+    "gpu_qod_smollm2_135m": "Task qod: SmolLM2-135M on a vLLM server, one GPU",
     "h200_steward_mini": "Steward mini on a vLLM server, one H200",
     "h200_qwen3_4b": "Qwen3-4B's shape with random weights on a vLLM server, one H200",
 }
@@ -90,6 +103,29 @@ def repeatable(manifests):
             "The flags behind it are those of `src/eval_latency_throughput.py`."
         )
     return " ".join(found)
+
+
+def requests_table(folder):
+    """Latency and throughput of one task's requests, from serving_<run>.json, manifests of the benchmark; None where
+    there are none.
+    """
+    rows = []
+    machines = []
+    for path in sorted(folder.glob("serving_*.json")):
+        facts = read_json(path)
+        how = (facts["backend"], facts["decoding"])
+        begun = [f"{facts['title']}{', random weights' * (facts['weights'] == 'random')}", RUNS.get(how, " ".join(how))]
+        closed = [level for level in facts["levels"] if level["form"] == "closed"]
+        rows += [[*begun, *level_cells(level)] for level in closed]
+        machines.append(_reports.machine(facts["hardware"]))
+    if not rows:
+        return None
+    machine_words = " or ".join(dict.fromkeys(machines))
+    return f"{md_table(['model', 'engine', *LEVEL_COLUMNS], rows)}\n\nOn one {machine_words}."
+
+
+def level_cells(level):
+    return ["" if level[key] is None else format(level[key], form) for key, form in LEVEL_COLUMNS.values()]
 
 
 def service_table(folder):

@@ -61,6 +61,7 @@ def write(args, task, path, clock, found):
     write_manifest(
         path,
         clock,
+        task=task.name,
         **found,
         requests=args.requests,
         workers=args.workers,
@@ -73,13 +74,18 @@ def write(args, task, path, clock, found):
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
-    parser.add_argument("--pairs", help="cases to ask about (default: synthetic ones)")
+    parser.add_argument("--pairs", help="cases to ask about, of whatever task (default: synthetic ones)")
     parser.add_argument(
         "--upstream",
         help="OpenAI-compatible server that the service stands before and is compared with, as "
         "http://localhost:8000/v1",
     )
-    parser.add_argument("--model_path", default="", help="the model's name there (default: the first that it lists)")
+    parser.add_argument(
+        "--model_path",
+        default="",
+        help="the model's name there (default: the first that it lists); without --upstream the folder of the model "
+        "that answers (default: the one that ships)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="the service's processes (default 1)")
     parser.add_argument(
         "--concurrency", type=int, nargs="+", default=CONCURRENCY, help="clients at a time (default 1 8 32 64)"
@@ -118,7 +124,7 @@ def contenders(args, task):
             direct = clients.Processes(Upstream, (args.upstream, args.model_path, task, most), most)
             stack.callback(direct.close)
         else:
-            engine = loaded(task)
+            engine = loaded(args.model_path or shipped_model(task), task)
             direct = clients.Here(clients.MicroBatches(engine))
             cases = [case for case in cases if fits(engine, task.messages(case))]
         address, process = stack.enter_context(served(args))
@@ -134,7 +140,8 @@ def served(args):
     log = args.out.with_suffix(".log")
     command = [sys.executable, str(ROOT / "src/serve.py"), "--port", str(port), "--workers", str(args.workers)]
     command += ["--task", args.task]
-    command += ["--upstream", args.upstream, "--model_path", args.model_path] if args.upstream else []
+    command += ["--upstream", args.upstream] if args.upstream else []
+    command += ["--model_path", args.model_path] if args.upstream or args.model_path else []
     with model_server.running(command, f"http://127.0.0.1:{port}/readyz", log) as process:
         yield f"http://127.0.0.1:{port}", process
 
@@ -147,6 +154,7 @@ class Caller:
 
         self.route = task.hook("service", "ROUTE", "/answer")
         self.answer_key = task.hook("service", "ANSWER_KEY", "answer")
+        self.may_refuse = task.hook("inference", "outcome") is not None
         self.client = httpx2.Client(
             base_url=address, timeout=60, trust_env=False, limits=httpx2.Limits(max_connections=clients.MOST_WAITING)
         )
@@ -155,6 +163,8 @@ class Caller:
         start = time.perf_counter()
         response = self.client.post(self.route, json=case)
         seconds = time.perf_counter() - start
+        if response.status_code == 422 and self.may_refuse:
+            return Answer(refusal_text(response.text), "stop", 0, 0, None, seconds)
         if response.status_code != 200:
             return Answer("", f"{FAILED}status {response.status_code}", 0, 0, None, seconds)
         return Answer(self.answer_text(response.text), "stop", 0, 0, None, seconds)
@@ -165,6 +175,12 @@ class Caller:
             return body
         answer = parse_json(body)[self.answer_key]
         return answer if isinstance(answer, str) else to_json(answer)
+
+
+def refusal_text(body):
+    """The task's own refusal as a model would have written it; nothing where the model's answer failed its checks."""
+    refusal = parse_json(body).get("answer")
+    return "" if refusal is None else to_json(refusal)
 
 
 class Upstream:
@@ -178,8 +194,7 @@ class Upstream:
         return self.engine.ask(messages, with_shares=False)
 
 
-def loaded(task):
-    folder = shipped_model(task)
+def loaded(folder, task):
     return load_engine("hf").load(folder, task, model_config(argparse.Namespace(config=None, model_path=folder), task))
 
 

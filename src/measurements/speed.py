@@ -1,4 +1,4 @@
-"""How fast the model answers on a CPU, beside gradient boosting and beside a plain float32 `generate` loop, in one run.
+"""How fast the model answers on a CPU, beside a plain float32 `generate` loop and gradient boosting, in one run.
 
     python src/measure.py speed --model_path models/steward-mini --data data/test.jsonl --fit data/train.jsonl \\
         --out reports/speed.json
@@ -7,7 +7,7 @@
 Every repeat has rows of its own, which all contenders answer in turn, each from records to text or verdict: the engine
 guesses from earlier answers, and must not have seen these. A ratio is taken within a repeat, where all contenders met
 the same load of the machine; the median over repeats counts. The times themselves, which say more about the machine,
-are in the JSON alone.
+are in the JSON alone. Where a task's answers hold no verdict, there is no boosting, and whole answers alone are timed.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from time import perf_counter
 import locks
 from common import UserError, existing_file, quiet_libraries, sha256_file, shown_path, usable_cores
 from manifest import Clock, write_manifest
-from measurements import _reports, verdict_task
+from measurements import _reports
 from measurements._record_sets import model_facts
 from report import marked_text
 from report.marked_text import md, md_table
-from tasks import DEFAULT
+from tasks import DEFAULT, load_task
 
 TITLES = {
-    "plain_one": "Plain float32 `generate`, one pair at a time",
+    "plain_one": "Plain float32 `generate`, one {case} at a time",
     "plain_batched": "Plain float32 `generate`, {plain} at once",
-    "answer_one": "Full answer, one pair at a time",
+    "answer_one": "Full answer, one {case} at a time",
     "answer_batched": "Full answer, {batch} at once",
-    "verdict_one": "Verdict, one pair at a time",
+    "verdict_one": "Verdict, one {case} at a time",
     "verdict_batched": "Verdict, {batch} at once",
-    "boosting_one": "Gradient boosting, one pair at a time",
+    "boosting_one": "Gradient boosting, one {case} at a time",
     "boosting_batched": "Gradient boosting, all at once",
 }
 PLAIN_BATCH = 16
@@ -56,7 +56,7 @@ def parse_args():
         "--config", help="the model's YAML, where its folder has no manifest.json that holds its settings"
     )
     add_row_options(parser)
-    parser.add_argument("--batch_size", type=int, help="pairs at once in the engine (default: its own)")
+    parser.add_argument("--batch_size", type=int, help="cases at once in the engine (default: its own)")
     parser.add_argument(
         "--threads",
         type=int,
@@ -103,7 +103,7 @@ def checked_args(args):
 def measure(args):
     """Time every contender on every repeat's rows and write the report."""
     clock = Clock()
-    task = verdict_task(args.task)
+    task = load_task(args.task)
     warm_up, slices, fit_rows = shared_out(args, task)
     # A CPU's speed is asked for, also where a GPU is at hand.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -122,7 +122,7 @@ def measure(args):
         model=model_facts(args, task),
         engine=contenders.engines["batched"].facts,
         threads=args.threads,
-        boosting={"method": contenders.boosting.method, "rows": len(fit_rows), "threads": 1},
+        boosting=contenders.boosting and {"method": contenders.boosting.method, "rows": len(fit_rows), "threads": 1},
         plain_batch=PLAIN_BATCH,
         data={"path": shown_path(args.data), "sha256": sha256_file(args.data)},
         rows=sum(map(len, slices)),
@@ -146,7 +146,7 @@ def timed(calls, slices):
             found = calls[name](cases)
             seconds[name].append((perf_counter() - start) / len(cases))
             answers[name] += found
-        print(f"repeat {number + 1} of {len(slices)}: {len(cases):,} pairs", flush=True)
+        print(f"repeat {number + 1} of {len(slices)}: {len(cases):,} rows", flush=True)
     return seconds, answers
 
 
@@ -171,7 +171,7 @@ def shared_out(args, task):
             f"{args.data}: {len(rows):,} rows, but {args.rows} are to be answered and {WARM_UP_ROWS} warm up; give "
             "fewer --rows"
         )
-    if len(fit_rows) < LEAST_FIT_ROWS:
+    if task.verdict and len(fit_rows) < LEAST_FIT_ROWS:
         raise UserError(
             f"{args.fit or args.data}: {len(fit_rows):,} rows are left for boosting, at least {LEAST_FIT_ROWS} are "
             "needed; "
@@ -187,7 +187,6 @@ class Contenders:
     def __init__(self, args, task, fit_rows):
         from constrained_decode import load_engine
         from language_model import model_folder
-        from scoring.baselines import fit_boosting
 
         config = model_folder.model_config(args, task)
         # Sampled texts could not be compared.
@@ -197,9 +196,7 @@ class Contenders:
             "one": load_engine("hf").load(args.model_path, task, config, batch_size=1),
             "batched": load_engine("hf").load(args.model_path, task, config, batch_size=args.batch_size),
         }
-        self.boosting = fit_boosting(fit_rows[len(fit_rows) // 10 :], fit_rows[: len(fit_rows) // 10], task, seed=0)
         plain = Plain(args.model_path, config, self.engines["one"].end_ids)
-        boosting = self.boosting.predict
         one = self.engines["one"]
         batched = self.engines["batched"]
 
@@ -215,6 +212,20 @@ class Contenders:
             "answer_batched": lambda cases: [
                 answer.text for _, answer in sorted(batched.answers(asked(cases)), key=lambda found: found[0])
             ],
+        }
+        self.boosting = None
+        if task.verdict:
+            self.add_verdicts(task, fit_rows, asked)
+
+    def add_verdicts(self, task, fit_rows, asked):
+        """Verdicts alone, and gradient boosting, which gives nothing else."""
+        from scoring.baselines import fit_boosting
+
+        one = self.engines["one"]
+        batched = self.engines["batched"]
+        self.boosting = fit_boosting(fit_rows[len(fit_rows) // 10 :], fit_rows[: len(fit_rows) // 10], task, seed=0)
+        boosting = self.boosting.predict
+        self.calls |= {
             "verdict_one": lambda cases: [shares for case in cases for _, shares in one.verdicts(asked([case]))],
             "verdict_batched": lambda cases: list(batched.verdicts(asked(cases))),
             "boosting_one": lambda cases: [boosting([case]) for case in cases],
@@ -227,13 +238,15 @@ class Plain:
 
     def __init__(self, model_path, config, end_ids):
         import torch
-        from transformers import AutoModelForCausalLM
 
-        from language_model import chat_template, hub
+        from language_model import adapter, base_model, chat_template, hub
 
         folder = hub.local_or_hub(model_path)
         self.chat = chat_template.pinned_chat(hub.load_tokenizer(folder), config.chat)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        if hub.is_adapter(folder):
+            self.model = adapter.folded(folder).float().eval()
+        else:
+            self.model = base_model.load_weights(folder, dtype=torch.float32).eval()
         self.options = {
             "max_new_tokens": config.gen.max_new_tokens,
             "do_sample": False,
@@ -258,18 +271,17 @@ class Plain:
 
 
 def ratios(seconds):
-    """How many times as fast as the plain loop, and how many times boosting's time, boosting asked in the same way:
-    median, least and most.
+    """How many times as fast as the plain loop, and, where it ran, how many times boosting's time, boosting asked in
+    the same way: median, least and most.
     """
     found = {}
     for name, own in seconds.items():
-        boosting = seconds[f"boosting_{name.split('_')[1]}"]
-        found[name] = {
-            "speed_of_plain_loop": spread(
-                [plain / time for plain, time in zip(seconds["plain_one"], own, strict=True)]
-            ),
-            "times_of_boosting": spread([time / other for time, other in zip(own, boosting, strict=True)]),
-        }
+        plain = zip(seconds["plain_one"], own, strict=True)
+        found[name] = {"speed_of_plain_loop": spread([time / mine for time, mine in plain])}
+        boosting = seconds.get(f"boosting_{name.split('_')[1]}")
+        if boosting:
+            times = [mine / time for mine, time in zip(own, boosting, strict=True)]
+            found[name]["times_of_boosting"] = spread(times)
     return found
 
 
@@ -286,18 +298,20 @@ def speed_table(path):
 
 def table_of(reports):
     (report,) = reports
-    rows = [
-        [title, *(shown(report["ratios"][name][key]) for key in ("speed_of_plain_loop", "times_of_boosting"))]
-        for name, title in titles(report).items()
-    ]
-    head = ["", "times as fast as the plain loop", "times the time of boosting"]
-    return f"{md_table(head, rows, n_text=1)}\n\n{notes(report)}"
+    columns = {"speed_of_plain_loop": "times as fast as the plain loop"}
+    if report["boosting"]:
+        columns["times_of_boosting"] = "times the time of boosting"
+    rows = [[title, *(shown(report["ratios"][name][key]) for key in columns)] for name, title in titles(report).items()]
+    return f"{md_table(['', *columns.values()], rows, n_text=1)}\n\n{notes(report)}"
 
 
 def titles(report):
-    plain = report["plain_batch"]
-    batch = report["engine"]["batch_size"]
-    return {name: title.format(plain=plain, batch=batch) for name, title in TITLES.items()}
+    words = {
+        "case": load_task(report["task"]).case,
+        "plain": report["plain_batch"],
+        "batch": report["engine"]["batch_size"],
+    }
+    return {name: title.format(**words) for name, title in TITLES.items() if name in report["ratios"]}
 
 
 def shown(ratio):
@@ -311,18 +325,20 @@ def number(value):
 
 def notes(report):
     engine = report["engine"]
+    boosting = report["boosting"]
     n = report["rows"]
     title_of = titles(report)
+    case = load_task(report["task"]).case
     same = "; ".join(f"{title_of[name]}: {count:,}" for name, count in report["same_text_as_plain_one"].items())
+    likewise = "; boosting asked likewise, one at a time or all at once" if boosting else ""
     return "\n".join(
         [
-            f"- Median of {report['repeats']} repeats in one run (least to most), {n:,} pairs in all; boosting asked "
-            "likewise, one at a time or all at once.",
-            f"- {report['threads']} threads on {report['hardware']['cpu_cores']} cores, boosting 1; engine in "
-            f"{engine['precision']}, {engine['steps']}.",
+            f"- Median of {report['repeats']} repeats in one run (least to most), {n:,} {case}s in all{likewise}.",
+            f"- {report['threads']} threads on {report['hardware']['cpu_cores']} cores"
+            f"{', boosting 1' if boosting else ''}; engine in {engine['precision']}, {engine['steps']}.",
             f"- Answers with the very text of the plain loop, of {n:,}: {md(same)}.",
             f"- {md(report['model']['title'])} ({_reports.weights(report['model'])}); rows "
             f"{md(report['data']['path'])} ({report['data']['sha256'][:12]}); "
-            f"boosting: {md(report['boosting']['method'])}; {_reports.commit_and_time(report)}",
+            f"{'boosting: ' + md(boosting['method']) + '; ' if boosting else ''}{_reports.commit_and_time(report)}",
         ]
     )

@@ -3,7 +3,9 @@ docs/measured --into docs/results.md
 
 A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/measure.py
 transfer measured with it. In h200/ lie manifests of src/eval_latency_throughput.py, in service/ those of src/measure.py
-service; smollm2/ and micro_batches/ are described in _model_tables.py, adaptation/ in _adaptation_curve.py.
+service; smollm2/ and micro_batches/ are described in _model_tables.py, adaptation/ in _adaptation_curve.py. In qod/ lie
+training_speed_<model>.json, speed.json, judge.json and odd_requests.json of src/measure.py, and serving_<run>.json of
+src/eval_latency_throughput.py.
 """
 
 import argparse
@@ -12,8 +14,12 @@ from pathlib import Path
 
 from common import UserError, read_json, write_text
 from measurements._adaptation_curve import curve_plot, curve_table
+from measurements._judge_table import judge_table
 from measurements._model_tables import micro_batches_table, models_table
-from measurements._serving_tables import gpu_row, gpu_speed_table, service_table
+from measurements._odd_requests_table import odd_requests_table
+from measurements._serving_tables import gpu_row, gpu_speed_table, requests_table, service_table
+from measurements._training_table import training_table
+from measurements.speed import speed_table
 from report import marked_text
 from report.marked_text import md_table
 
@@ -40,6 +46,7 @@ def main():
         "micro_batches": micro_batches_table(args.runs / "micro_batches"),
         "pairs": curve_table(args.runs / "adaptation"),
     }
+    tables |= {name: table for name, table in qod_tables(args.runs / "qod").items() if table}
     for name, table in tables.items():
         marked_text.put(args.into, name, table)
     marked_text.put(args.serving, "service", service_table(args.runs / "service"))
@@ -68,6 +75,18 @@ def parse_args():
         help="file for the service's table (default docs/serving.md)",
     )
     return parser.parse_args()
+
+
+def qod_tables(folder):
+    """What was measured on the task qod, a table each; None in the place of what nobody measured."""
+    speed = folder / "speed.json"
+    return {
+        "training_speed": training_table(folder),
+        "qod_serving": requests_table(folder),
+        "qod_speed": speed_table(speed) if speed.is_file() else None,
+        "judge": judge_table(folder),
+        "odd_requests": odd_requests_table(folder),
+    }
 
 
 def pretraining_table(folder):

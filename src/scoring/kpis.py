@@ -24,6 +24,12 @@ def read_predictions(path, task):
                 f"{path}:{number}: not a prediction of the task {task.name}; make it again with src/predict.py --out "
                 f"{path}"
             )
+        # The intervals take lines for rows of their own, which several answers to one row are not.
+        if "sample" in row:
+            raise UserError(
+                f"{path}:{number}: one of several answers to a row, and KPIs are made of one each; make the file again "
+                "with src/predict.py without --samples"
+            )
     return rows
 
 

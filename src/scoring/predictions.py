@@ -17,7 +17,7 @@ from common import (
     written_whole,
 )
 from constrained_decode import FAILED, Answer, engine_names, load_engine
-from language_model.model_folder import model_config, model_identity, served_config
+from language_model.model_folder import model_config, model_identity, served_config, with_settings
 from manifest import Clock, fingerprint, write_manifest
 from rows import load_rows
 from scoring import asking
@@ -35,6 +35,13 @@ def add_arguments(parser, model_required):
     parser.add_argument(
         "--config",
         help="the model's YAML, for a model that the pipeline did not train (default: what its manifest holds)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="answer otherwise than the model's settings say, for example gen.temperature=1 gen.max_new_tokens=256",
     )
     parser.add_argument("--limit", type=int, help="answer only the first so many rows")
     parser.add_argument("--batch_size", type=int, help="prompts at once (default: 64 on a GPU, 16 on a CPU)")
@@ -67,12 +74,13 @@ def manifest_path(predictions):
     return Path(predictions).with_suffix(".manifest.json")
 
 
-def predict_unless_done(args, task, out):
+def predict_unless_done(args, task, out, n_samples=1):
     """Predict, or report that these very predictions are there already."""
     checked_options(args, task)
-    config = served_config(args, task) if args.endpoint else model_config(args, task)
+    config = with_settings(served_config(args, task) if args.endpoint else model_config(args, task), args.set)
+    check_samples(n_samples, config)
     data = existing_file(args.data or task.under("data") / "test.jsonl", "run make prep first")
-    rows = load_rows(data, task)[: args.limit]
+    rows = repeated(load_rows(data, task)[: args.limit], n_samples)
     name = predictions_fingerprint(args, task, config, data, rows)
     if not args.force and is_done(out, name):
         print(f"{out} is up to date: same model, rows, prompt, settings and code")
@@ -95,6 +103,26 @@ def checked_options(args, task):
             f"{args.schema}: differs from the task's own schema {task.schema_path}; answers are checked against one "
             "schema only"
         )
+
+
+def check_samples(n_samples, config):
+    if n_samples < 1:
+        raise UserError(f"--samples {n_samples}: at least 1")
+    if n_samples > 1 and not config.gen.temperature:
+        raise UserError(
+            f"--samples {n_samples}: at temperature 0 every answer to a row is the same; add --set gen.temperature=1"
+        )
+
+
+def repeated(rows, n_samples):
+    """Each row so many times, numbered as `sample`, where that is more than once.
+
+    All in one call of the engine: it draws by a row's place in the call, so no two samples are one draw, and a run that
+    goes on draws what an uninterrupted one would.
+    """
+    if n_samples == 1:
+        return rows
+    return [row | {"sample": number} for row in rows for number in range(1, n_samples + 1)]
 
 
 def predictions_fingerprint(args, task, config, data, rows):
@@ -124,6 +152,7 @@ def predict(args, task, config, data, rows, out, name):
     """Answer the rows and write the file; how many of them have no answer."""
     clock = Clock()
     quiet_libraries()
+    n_samples = rows[-1].get("sample", 1)
     with asking.journal_of(out, name) as journal:
         journal.report()
         engine = load_engine(args.backend).load(
@@ -147,10 +176,11 @@ def predict(args, task, config, data, rows, out, name):
             manifest_path(out),
             clock,
             task=task.name,
-            **identity(args, config, data, rows),
+            **identity(args, config, data, len(rows) // n_samples),
             backend=args.backend,
             **engine.facts,
             gen=vars(config.gen),
+            samples=n_samples,
             fingerprint=name,
             seconds_per_row=sum(one.seconds for one in answered) / max(1, len(answered)),
             rows_resumed=journal.n_found,
@@ -165,8 +195,10 @@ def swapped_verdicts(engine, task, rows, answers, journal):
     swap = task.hook("data", "swap")
     found = [None] * len(rows)
     known = [at for at, one in enumerate(answers) if isinstance(one, Answer)]
+    # KPIs alone read them, and are not made of several answers to a row.
+    is_scored = swap and task.verdict and "sample" not in rows[0]
     # A server that reports no probabilities is not asked for those of the swapped sides either.
-    if not (task.verdict and swap and known and all(answers[at].probabilities for at in known)):
+    if not (is_scored and known and all(answers[at].probabilities for at in known)):
         return found
     conversations = [task.messages(swap(rows[at]["input"])) for at in known]
     for at, shares in zip(known, asking.verdicts(engine, conversations, journal, title="swapped"), strict=True):
@@ -191,8 +223,10 @@ def prediction(row, answer, swapped, task):
             "probabilities": answer.probabilities,
             "swapped_probabilities": swapped,
         }
+    sample = {"sample": row["sample"]} if "sample" in row else {}
     return {
         "id": row_id(row),
+        **sample,
         "input": row["input"],
         "gold": row["output"],
         "raw": answer.text,
@@ -218,7 +252,7 @@ def failure_words(out):
     return f"{rows} no answer and an error in its place in {out}; they count as wrong{more}" if n else ""
 
 
-def identity(args, config, data, rows):
+def identity(args, config, data, n_rows):
     """What the report must know about whose answers these are."""
     splits = data.parent / "manifest.json"
     trained = Path(args.model_path) / "manifest.json"
@@ -232,7 +266,7 @@ def identity(args, config, data, rows):
         "data": {
             "path": shown_path(data),
             "sha256": sha256_file(data),
-            "rows": len(rows),
+            "rows": n_rows,
             "synthetic": splits.is_file() and bool(read_json(splits).get("synthetic")),
         },
     }

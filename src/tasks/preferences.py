@@ -74,7 +74,10 @@ def pair_of(row, name, violation, rejected, failed, task):
 
 
 def on_policy(sampled, task, seed):
-    """A pair for every answer that fails a check, each text once, in random order."""
+    """A pair for every answer that fails a check, each text once, in random order: the first of every input before any
+    second one.
+    """
+    found = []
     n_of_input = Counter()
     seen = set()
     for row in random.Random(f"{seed} {ON_POLICY}").sample(sampled, len(sampled)):
@@ -84,7 +87,9 @@ def on_policy(sampled, task, seed):
             seen.add((key, row["raw"]))
             n_of_input[key] += 1
             name = f"{row_id(row)}-{ON_POLICY}-{n_of_input[key]}"
-            yield pair_of(row, name, ON_POLICY, row["raw"], failed, task)
+            found.append((n_of_input[key], pair_of(row, name, ON_POLICY, row["raw"], failed, task)))
+    # Else an input that the model never gets right would be in more pairs than others, by the number of samples.
+    return [pair for _, pair in sorted(found, key=lambda one: one[0])]
 
 
 class Constructed:

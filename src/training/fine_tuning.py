@@ -11,7 +11,7 @@ import interruption
 from common import UserError, WorkFailed, counted, sha256_file, shown_path, write_json
 from language_model import base_model, chat_template, model_folder, packed_attention
 from manifest import Clock, write_manifest
-from training import checkpoints
+from training import checkpoints, optimizer
 from training.processes import is_main, n_processes, say, use_every_core
 
 SHOWN_LEFT_OUT = 5
@@ -20,6 +20,8 @@ ROOM_IN_BINS = 0.1  # how far a step's bins may lie from the number asked; a bin
 
 def train(args, config, task, lora, fingerprint, clock):
     use_every_core()
+    if words := optimizer.replaced_words(config.train.optimizer):
+        say(words)
     chat = chat_template.load_chat(config)
     examples, left_out = encoded(
         args, lambda path: dataset.encode_rows(dataset.read_prompts(path), chat, config), lora, "row"
@@ -276,6 +278,7 @@ def training_facts(trainer, config, examples, left_out):
         "method": config.peft.method,
         "quantization": "NF4, double" if config.peft.method == "qlora" else "none",
         "precision": trainer.precision,
+        "optimizer": optimizer.taken(config.train.optimizer),
         "rows": len(examples["train"]),
         "left_out": left_out,
         "steps": state.global_step,

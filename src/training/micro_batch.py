@@ -15,6 +15,7 @@ import pyarrow.compute
 import torch
 
 from common import write_json
+from training import optimizer
 from training.processes import is_main, n_processes
 
 FILE = "micro_batch.json"
@@ -227,7 +228,8 @@ def forward_and_backward(trainer, rows):
 def optimizer_bytes(trainer):
     """What AdamW will keep, from its first step on."""
     trained = (weights for weights in trainer.model.parameters() if weights.requires_grad)
-    return ADAM_STATES * sum(weights.numel() * weights.element_size() for weights in trained)
+    one_byte = trainer.args.optim == optimizer.IN_TRANSFORMERS[optimizer.EIGHT_BIT]
+    return ADAM_STATES * sum(weights.numel() * (1 if one_byte else weights.element_size()) for weights in trained)
 
 
 def release():

@@ -7,6 +7,7 @@ import sys
 
 from trl import DPOConfig, DPOTrainer
 
+from training import optimizer
 from training import trainer as loop
 
 # PEFT's names of the adapter that is trained and of the frozen copy that TRL makes of it.
@@ -36,6 +37,7 @@ def arguments(config, precision, n_steps, folder):
         per_device_train_batch_size=dpo.batch_size,
         per_device_eval_batch_size=dpo.batch_size,
         gradient_accumulation_steps=dpo.grad_accum,
+        optim=optimizer.IN_TRANSFORMERS[optimizer.ADAMW],
         weight_decay=0.0,
         max_length=None,  # what is too long was left out; None cuts nothing
         disable_dropout=True,

@@ -9,7 +9,7 @@ import interruption
 from common import WorkFailed, counted, read_json, sha256_file, shown_path
 from language_model import base_model, chat_template, model_folder
 from manifest import Clock, write_manifest
-from training import checkpoints, fine_tuning, phase_before, preference_pairs
+from training import checkpoints, fine_tuning, optimizer, phase_before, preference_pairs
 from training.processes import is_main, n_processes, say, use_every_core
 
 
@@ -111,6 +111,7 @@ def training_facts(trainer, config, examples, left_out):
     return {
         "method": config.peft.method,
         "precision": trainer.precision,
+        "optimizer": optimizer.ADAMW,
         "rows": len(examples["train"]),
         "rows_val": len(examples["val"]),
         "left_out": left_out,

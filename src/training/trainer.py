@@ -16,6 +16,7 @@ import interruption
 from common import UserError, progress
 from language_model import chat_template
 from language_model.base_model import flops_per_token
+from training import optimizer
 from training.processes import n_processes
 
 PACKING_TOLERANCE = 1e-3
@@ -38,6 +39,7 @@ def arguments(config, plan, precision, folder):
         per_device_train_batch_size=plan.per_device,
         per_device_eval_batch_size=plan.per_device,
         gradient_accumulation_steps=plan.grad_accum,
+        optim=optimizer.IN_TRANSFORMERS[optimizer.taken(train.optimizer)],
         weight_decay=train.weight_decay,
         verdict_weight=train.verdict_weight,
         packing=plan.packing,
@@ -66,7 +68,6 @@ def shared_arguments(phase, gradient_ckpt, precision, folder):
         "warmup_steps": phase.warmup_ratio,
         "lr_scheduler_type": phase.schedule,
         "max_grad_norm": 1.0,
-        "optim": "adamw_torch",
         "bf16": precision == "bfloat16",
         "fp16": precision == "float16",
         "use_cpu": precision == "float32",

@@ -192,6 +192,14 @@ def test_drawn_tokens_keep_schema_wrapper_and_budget_without_a_verdict(task_name
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in engine_names() if not load_engine(name).NEEDS_ENDPOINT])
+def test_a_conversation_that_comes_again_is_drawn_anew(name, made):
+    engine, task = made(name, "booking", temperature=1.5)
+    found = dict(engine.answers([task.messages(rows_of(task)[0]["input"])] * 4))
+    assert len({answer.text for answer in found.values()}) > 2, "two rows a batch: neither rows nor batches are alike"
+
+
+@pytest.mark.slow
 def test_guessing_changes_no_text_without_a_verdict(made):
     for task_name in ("booking", "switches"):
         engine, task = made("hf", task_name)

@@ -6,14 +6,13 @@ import shlex
 import pytest
 
 from common import ROOT
-from measurements import adaptation, attack, injection, speed, transfer
+from measurements import adaptation, attack, injection, transfer
 from support import small_tasks
 from support.pipeline import done, exit_code, run
 
 WORDS = {
     transfer: ("--sets", "sets"),
     adaptation: ("--model_path", "m", "--folds", "folds"),
-    speed: ("--model_path", "m", "--data", "d"),
     injection: ("--out", "x.json"),
     attack: ("--out", "x.json"),
 }
@@ -31,7 +30,7 @@ def test_what_measures_verdicts_refuses_a_task_without_one(monkeypatch, tmp_path
 
 def test_help_lists_every_measurement_with_what_it_measures():
     text = done("src/measure.py", "--help", cwd=ROOT)
-    for name in ("adaptation", "attack", "injection", "service", "speed", "tables", "transfer"):
+    for name in ("adaptation", "attack", "injection", "service", "speed", "tables", "training_speed", "transfer"):
         assert any(line.split()[:1] == [name] and len(line.split()) > 4 for line in text.splitlines()), name
     assert "usage: measure.py transfer" in done("src/measure.py", "transfer", "--help", cwd=ROOT)
 

@@ -62,6 +62,25 @@ def test_the_results_page_shows_what_was_measured(name):
     assert TABLES[name](RUNS) in text[len(before) : len(text) - len(after)]
 
 
+def test_the_tables_of_qod_are_those_of_what_was_measured():
+    tables = measured_tables.qod_tables(RUNS / "qod")
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert set(tables) == {"training_speed", "qod_serving", "qod_speed", "judge", "odd_requests"}
+    assert [name for name, table in tables.items() if table and table not in text] == []
+
+
+def test_requests_are_shown_by_load(tmp_path):
+    assert not any(measured_tables.qod_tables(tmp_path).values())
+    level = {"form": "closed", "concurrency": 8, "n": 1200, "p50_ms": 1234.4, "p95_ms": 2000.0, "req_per_s": 6.54}
+    level |= {"output_tok_per_s": 345.6, "json_valid_pct": None}
+    facts = {"title": "Small", "backend": "hf", "decoding": "guaranteed", "weights": "random"}
+    facts |= {"hardware": {"gpu": "a GPU"}, "levels": [level, level | {"form": "open"}]}
+    put(tmp_path, "serving_small_hf", facts)
+    table = measured_tables.qod_tables(tmp_path)["qod_serving"]
+    row = "| Small, random weights | Transformers, JSON guaranteed | 8 | 1,200 | 1,234 | 2,000 | 6.5 | 346 |  |"
+    assert table.count("| Small") == 1 and row in table and table.endswith("On one a GPU.")
+
+
 def test_the_plot_beside_the_page_is_that_of_the_measured_runs():
     drawn = measured_tables.curve_plot(RUNS / "adaptation")
     assert (ROOT / "docs" / measured_tables.PLOT).read_text(encoding="utf-8") == drawn

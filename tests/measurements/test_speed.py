@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from common import ROOT, UserError
+import make_standin
+from common import ROOT, UserError, read_jsonl
 from measurements import speed
 from measurements.speed import MARK, ratios, speed_table
 from report.marked_text import marker
+from support import small_tasks
 from support.pipeline import exit_code
 from tasks import load_task
 from tasks.crm.synthetic import rows as synthetic_rows
@@ -86,6 +88,25 @@ def test_a_ratio_is_taken_within_its_repeat():
     found = ratios(seconds)["answer_one"]
     assert found["speed_of_plain_loop"] == {"median": 2.0, "least": 2.0, "most": 4.0}
     assert found["times_of_boosting"] == {"median": 2.0, "least": 1.0, "most": 2.0}
+
+
+def test_a_task_without_a_verdict_is_timed_without_boosting(monkeypatch, tmp_path):
+    task = small_tasks.loaded(monkeypatch, "booking")
+    rows = read_jsonl(task.folder / "sample.jsonl")
+    tokenizer, model = make_standin.make([task.messages(row["input"])[-1]["content"] for row in rows], 1)
+    tokenizer.save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(speed, "WARM_UP_ROWS", 1)
+    model_words = ("--model_path", tmp_path / "model", "--config", ROOT / "configs/standin.yaml", "--batch_size", 2)
+    data_words = ("--task", "booking", "--data", task.folder / "sample.jsonl", "--out", tmp_path / "speed.json")
+    assert call(*model_words, *data_words, "--rows", 2, "--repeats", 1, "--threads", 1) == 0
+    facts = json.loads((tmp_path / "speed.json").read_text())
+    assert set(facts["ratios"]) == {"plain_one", "plain_batched", "answer_one", "answer_batched"}
+    assert facts["boosting"] is None and facts["rows"] == 2
+    table = speed_table(tmp_path / "speed.json")
+    assert "| Full answer, 2 at once |" in table and f"one {task.case} at a time" in table
+    assert "oosting" not in table and f"2 {task.case}s in all." in table
 
 
 def test_no_row_is_answered_and_fitted_on(tmp_path):

@@ -20,8 +20,10 @@ from rapidfuzz.distance import Levenshtein
 
 import prepare_splits
 from entity_resolution import near_duplicates
+from support.pipeline import exit_code
 from tasks import load_task
 from tasks.crm import synthetic
+from tasks.qod import synthetic as requests
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -422,6 +424,32 @@ def test_missing_file_means_synthetic_rows_and_says_so(tmp_path, monkeypatch, ca
     )
     assert prepared.manifest["synthetic"] is True and prepared.manifest["rows"] == 2_000
     assert not (tmp_path / "data" / "all.jsonl").exists()
+
+
+def test_of_many_classes_the_most_frequent_are_shown_and_the_others_counted(tmp_path, capsys):
+    rows = [row | {"meta": {"kind": "mail"}} if n < 20 else row for n, row in enumerate(requests.rows(60, 1))]
+    kinds = {row["meta"]["kind"] for row in rows}
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--task", "qod", "--in", tmp_path / "in.jsonl", "--out", tmp_path)
+    assert exit_code(prepare_splits, *words) == 0
+    classes = json.loads((tmp_path / "manifest.json").read_text())["classes"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(kinds) > 20 and max(map(len, lines)) < 250
+    [train] = [line for line in lines if line.startswith("  train")]
+    n = sum(count > 0 for count in classes["train"].values())
+    assert f": mail {classes['train']['mail']} (" in train and classes["train"]["mail"] > 10
+    assert train.count(" %), ") == 5 and train.endswith(f" and {n - 6} more")
+    [lacking] = [line for line in lines if line.startswith("warning: test has no row")]
+    n = sum(count == 0 for count in classes["test"].values())
+    assert f" and {n - 6} more; scores there cannot be measured" in lacking
+
+
+def test_a_split_without_a_class_is_warned_of(prepare, capsys):
+    rng = random.Random(5)
+    prepare([row(person(rng), person(rng), "POSSIBLE" if n == 0 else "NO_MATCH") for n in range(30)])
+    said = capsys.readouterr().out
+    assert "warning: test has no row of the class POSSIBLE; scores there cannot be measured" in said
+    assert "warning: train has no row" not in said
 
 
 def test_an_interrupted_run_leaves_no_manifest_of_an_older_one(prepare, monkeypatch):

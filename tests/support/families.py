@@ -70,6 +70,23 @@ ARCHITECTURES = {
         eos_token_id=199999,
         pad_token_id=199999,
     ),
+    "phi3mini": lambda: Phi3Config(
+        vocab_size=32064,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        rope_theta=1e4,
+        sliding_window=2047,
+        bos_token_id=1,
+        eos_token_id=32000,
+        pad_token_id=32000,
+    ),
     "qwen3_4b": lambda: Qwen3Config(
         vocab_size=151936,
         hidden_size=2560,
@@ -135,6 +152,22 @@ def gemma_tokenizer():
         tokenizer_object=learned, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     )
     tokenizer.chat_template = (files("trl") / "chat_templates" / "gemma.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
+PHI3_CONTROL = "<|assistant|> <|system|> <|end|> <|user|>"
+
+
+def phi3_tokenizer(swallows_space):
+    """Phi-3's control tokens and its real template on a SentencePiece tokenizer; in one of its published versions they
+    swallow the white space after them.
+    """
+    tokenizer = mistral_tokenizer()
+    added = [AddedToken("<|endoftext|>", special=True, normalized=False)]
+    added += [AddedToken(s, special=True, rstrip=swallows_space, normalized=False) for s in PHI3_CONTROL.split()]
+    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.chat_template = (files("trl") / "chat_templates" / "phi3.jinja").read_text(encoding="utf-8")
     return tokenizer
 
 

@@ -19,7 +19,7 @@ def lines_of(name):
 
 
 ROWS = lines_of("by_hand.jsonl")
-ODD = lines_of("odd_requests.jsonl")
+ODD = [{"request": line["request"]} for line in lines_of("odd_requests.jsonl")]
 CALLS = [row for row in ROWS if "error" not in row["output"]]
 LACKING = [row["output"]["error"] for row in ROWS if "error" in row["output"]]
 

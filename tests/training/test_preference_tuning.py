@@ -305,7 +305,7 @@ def test_a_model_in_bfloat16_is_tuned_with_an_adapter_in_float32(place, task, mo
         ([], ["--adapter", "nowhere"], "nowhere: no fine-tuned adapter to begin with; make it with make train-standin"),
         (["peft.r=8"], [], "was trained with peft.r=4; take this setting out"),
         (["model_id=other"], [], "the config says model_id: other; train it anew"),
-        ([], ["--train", "none.jsonl"], "none.jsonl: no such file; the task's preference pairs belong there"),
+        ([], ["--train", "none.jsonl"], "none.jsonl: no such file; make preferences TASK=booking PREDICTIONS="),
         (["dpo.loss=kto"], [], "dpo.loss: 'kto' is none of sigmoid, ipo"),
     ],
 )

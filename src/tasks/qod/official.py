@@ -14,7 +14,7 @@ from tasks.qod.reading import Violation, inside, read
 
 URI_PART = r"(?:[\w.~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 URI = re.compile(
-    rf"[A-Za-z][\w+.-]*://(?:\[[0-9A-Fa-f:.]+\]|{URI_PART}+)(?:/{URI_PART}*)*"
+    rf"[A-Za-z][\w+.-]*://(?:\[[0-9A-Fa-f:.]+\](?::[0-9]+)?|{URI_PART}+)(?:/{URI_PART}*)*"
     rf"(?:\?(?:{URI_PART}|[/?])*)?(?:#(?:{URI_PART}|[/?])*)?",
     re.ASCII,
 )
