@@ -121,3 +121,12 @@ def test_a_task_lays_its_own_settings_over_every_section_that_it_may(tmp_path, m
     assert set(task.overlay) == set(tasks.OVERLAID)
     assert (config.gen.max_new_tokens, config.train.warmup_ratio, config.peft.r) == (48, 0.1, 3)
     assert (config.dpo.beta, config.dpo.lr, config.dpo.batch_size) == (0.3, 1e-6, 1)
+
+
+def test_what_a_model_says_of_verdicts_holds_where_a_verdict_picks_the_checkpoint():
+    path = ROOT / "configs" / "smollm2_135m.yaml"
+    found = {name: load_config(path, (), tasks.load_task(name).overlay) for name in ("crm", "qod")}
+    assert {name: config.train.verdict_weight for name, config in found.items()} == {"crm": 2.0, "qod": 1.0}
+    # What is asked for by name is not dropped in silence: training refuses it.
+    asked = load_config(path, ["train.verdict_weight=4"], tasks.load_task("qod").overlay)
+    assert asked.train.verdict_weight == 4

@@ -172,7 +172,11 @@ class Task:
     @property
     def overlay(self):
         """{section: {key: value}} that lies over a model's YAML."""
-        return {name: dict(values) for name in OVERLAID if (values := getattr(self.file, name))}
+        own = {name: dict(values) for name in OVERLAID if (values := getattr(self.file, name))}
+        if self.select_by in SELECTIONS[False]:
+            # What a model's YAML says of verdicts is not about this task.
+            own["train"] = {"verdict_weight": 1.0} | own.get("train", {})
+        return own
 
     @cached_property
     def system_text(self):
