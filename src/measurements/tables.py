@@ -4,8 +4,8 @@ docs/measured --into docs/results.md
 A pretraining run is <name>.json, the manifest that src/pretrain.py left, and <name>.transfer.json, what src/measure.py
 transfer measured with it. In h200/ lie manifests of src/eval_latency_throughput.py, in service/ those of src/measure.py
 service; smollm2/ and micro_batches/ are described in _model_tables.py, adaptation/ in _adaptation_curve.py. In qod/ lie
-training_speed_<model>.json, speed.json, judge.json and odd_requests.json of src/measure.py, and serving_<run>.json of
-src/eval_latency_throughput.py.
+training_speed_<model>.json, speed.json, judge.json and odd_requests.json of src/measure.py, serving_<run>.json of
+src/eval_latency_throughput.py, and the metrics files that _phases_table.py describes.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from measurements._adaptation_curve import curve_plot, curve_table
 from measurements._judge_table import judge_table
 from measurements._model_tables import micro_batches_table, models_table
 from measurements._odd_requests_table import odd_requests_table
+from measurements._phases_table import ablations_table, phases_table
 from measurements._serving_tables import gpu_row, gpu_speed_table, requests_table, service_table
 from measurements._training_table import training_table
 from measurements.speed import speed_table
@@ -81,6 +82,8 @@ def qod_tables(folder):
     """What was measured on the task qod, a table each; None in the place of what nobody measured."""
     speed = folder / "speed.json"
     return {
+        "phases": phases_table(folder / "answers"),
+        "ablations": ablations_table(folder / "ablations"),
         "training_speed": training_table(folder),
         "qod_serving": requests_table(folder),
         "qod_speed": speed_table(speed) if speed.is_file() else None,
