@@ -334,7 +334,8 @@ fetch-% check-% train-% dpo-% kpi-% bench-% ask-% serve-%:
 
 ## make clean             remove what the pipeline generated; your data, your text in model_comparison.md and the environment stay
 .PHONY: clean
-MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *_sampled.* *.part \
+MADE := $(addprefix $(D)/,processed synthetic.jsonl* imported.jsonl manifest.json train.jsonl val.jsonl test.jsonl *_sampled.jsonl.*.kept *.part \
+	$(patsubst %.manifest.json,%.*,$(notdir $(wildcard $(D)/*_sampled.manifest.json))) \
 	$(if $(wildcard $(D)/preferences.manifest.json),preferences.jsonl preferences_val.jsonl preferences.manifest.json)) \
 	$(addprefix $(O)/,*-lora *-dpo *-merged *.part) \
 	$(addprefix $(R)/,*_metrics.json *_predictions.* *_latency* *.kept baselines.json metrics.csv latency.csv throughput.csv \

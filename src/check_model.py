@@ -16,6 +16,7 @@ from language_model.base_model import adapted_kinds, flops_per_token
 from load_test.roofline import measured_flops_per_s
 from tasks import DEFAULT, load_task
 from tasks.class_mix import mix_warnings
+from training import optimizer
 
 # Spellings that open a control token in some family; a record may hold any of them.
 HOSTILE = (
@@ -29,7 +30,7 @@ ACHIEVED_SHARE = 0.25  # of the measured matrix rate: what this training loop re
 # Bytes a token keeps for each hidden value of each layer, by whether checkpointing is on; measured on an H200 (LOG.md).
 ACTIVATION_BYTES = {True: 2.5, False: 80}
 # Bytes for each value of the adapter: its weight and gradient in float32, and the optimizer's two states.
-ADAPTER_BYTES = {"adamw": 16, "paged_adamw_8bit": 10}
+ADAPTER_BYTES = {optimizer.ADAMW: 16, optimizer.EIGHT_BIT: 10}
 
 
 def main():

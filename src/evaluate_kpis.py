@@ -47,6 +47,8 @@ def parse_args():
     args = parser.parse_args()
     if not args.model_path and not args.predictions:
         raise UserError("give --model_path to predict and score, or --predictions to score what is there")
+    if args.set and not args.model_path:
+        raise UserError("--set: the predictions are there already; name the model with --model_path to answer anew")
     return args
 
 

@@ -3,7 +3,8 @@
     python src/predict.py --model_path outputs/phi4mini-merged --out reports/phi4mini_predictions.jsonl
 
 The one place that generates for evaluation. Every raw answer is kept, with the verdict's probabilities and its time. An
-interrupted run goes on where it was. A row that cannot be answered has an `error`, and the run ends with exit code 1.
+interrupted run goes on where it was. A row that cannot be answered has an `error`, and the run ends with exit code 1;
+with --samples only where asking again may help.
 --samples asks for several answers to each row, as src/build_preferences.py wants them.
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import locks
 from common import WorkFailed, run
-from scoring.predictions import add_arguments, failure_words, place_of, predict_unless_done
+from scoring.predictions import add_arguments, failure_words, n_to_ask_again, place_of, predict_unless_done
 from tasks import load_task
 
 
@@ -31,7 +32,10 @@ def main():
     with locks.only_writer(place_of(out)):
         predict_unless_done(args, load_task(args.task), out, args.samples)
     if words := failure_words(out):
-        raise WorkFailed(words)
+        # Many answers to a row are material: a row that is too long for the model gives none, whoever asks again.
+        if args.samples == 1 or n_to_ask_again(out):
+            raise WorkFailed(words)
+        print(f"warning: {words}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ def main():
     task = load_task(args.task)
     config = load_config(args.config, args.set, task.overlay)
     model = Path(args.out or task.under("outputs")) / Path(args.config).stem
-    base_files.ensure(config)
     start.check(config)
+    base_files.ensure(config)
+    start.check_base(config)
     if args.ship:
         shipping.check(config, Path(args.ship))
     # Of several processes the first one writes.

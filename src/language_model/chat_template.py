@@ -8,7 +8,8 @@ from language_model.hub import load_tokenizer
 IGNORED = -100
 ENCODED_AT_ONCE = 1000  # examples in the tokenizer's hands: enough for every core, few for the memory
 # The Alpaca layout as a chat template. Its headings are plain text, which a request could spell: there `### ` is broken
-# up, wherever it stands. No server needs our code for that, the template goes with the tokenizer.
+# up, so that `# ` is all that stands before a word. No server needs our code for that: the template goes with the
+# tokenizer.
 ALPACA = (
     "{%- for message in messages %}"
     "{%- if message.role == 'system' %}{{- '### Instruction:\\n' + message.content + '\\n\\n' }}"

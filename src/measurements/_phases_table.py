@@ -85,8 +85,8 @@ def sizes(found):
     counts = {}
     for (_, rows, _), files in found.items():
         counts.setdefault(ROWS[rows], set()).update(kpis["json_pct"]["n"] for kpis in files)
-    said = "; ".join(f"{name}: {' or '.join(f'{n:,}' for n in sorted(some))}" for name, some in counts.items())
+    words = "; ".join(f"{name}: {' or '.join(f'{n:,}' for n in sorted(some))}" for name, some in counts.items())
     return (
-        f"Per cent of the requests ({said}). A figure is the mean over the seeds; in brackets the lowest and the "
+        f"Per cent of the requests ({words}). A figure is the mean over the seeds; in brackets the lowest and the "
         "highest end of their 95 % intervals."
     )

@@ -121,7 +121,7 @@ def requests_table(folder):
     if not rows:
         return None
     machine_words = " or ".join(dict.fromkeys(machines))
-    return f"{md_table(['model', 'engine', *LEVEL_COLUMNS], rows)}\n\nOn one {machine_words}."
+    return f"{md_table(['model', 'engine', *LEVEL_COLUMNS], rows)}\n\nMeasured on: {machine_words}."
 
 
 def level_cells(level):

@@ -3,9 +3,7 @@
 Heavy to import (torch, trl): only the process that trains does.
 """
 
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
@@ -23,25 +21,24 @@ from training.processes import use_every_core
 VALIDATED = 8  # rows that our trainer holds for a validation that never comes
 
 
-def measured(way, config, args):
-    """Speed, memory and settings of one way on the first rows that fit."""
+def measured(way, config, args, place):
+    """Speed, memory and settings of one way on the first rows that fit; its checkpoints lie in the folder `place`."""
     use_every_core()
     chat = chat_template.load_chat(config)
     whole, left_out = dataset.encode_rows(dataset.read_prompts(args.prompts), chat, config)
     if not whole:
         raise UserError(f"{args.prompts}: no row fits {config.name} ({left_out[0]['reason']})")
     examples = whole[: args.rows]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "checkpoints"
-        folder.mkdir()
-        if way.startswith("trl"):
-            trainer = trl_trainer(way, config, chat, examples, folder)
-            steps = Steps(trainer, args.warm_up)
-            trainer.train()
-        else:
-            trainer = our_trainer(way, config, load_task(args.task), chat, examples, folder)
-            steps = Steps(trainer, args.warm_up)
-            fine_tuning.run_from_the_last(trainer, folder)
+    folder = place / "checkpoints"
+    folder.mkdir()
+    if way.startswith("trl"):
+        trainer = trl_trainer(way, config, chat, examples, folder)
+        steps = Steps(trainer, args.warm_up)
+        trainer.train()
+    else:
+        trainer = our_trainer(way, config, load_task(args.task), chat, examples, folder)
+        steps = Steps(trainer, args.warm_up)
+        fine_tuning.run_from_the_last(trainer, folder)
     return steps.facts() | {
         "at_once": trainer.args.per_device_train_batch_size,
         "grad_accum": trainer.args.gradient_accumulation_steps,

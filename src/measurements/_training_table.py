@@ -1,7 +1,7 @@
 """The table of TRL's trainer beside ours, from the reports of `measure.py training_speed`."""
 
 from measurements import _reports
-from measurements.speed import number
+from measurements.speed import number, shown
 from measurements.training_speed import WAYS
 from report.marked_text import md, md_table
 
@@ -50,10 +50,6 @@ def row_of(report, case, facts):
         f"{facts['used_gb']:.2f}",
         f"{facts['padding_pct']:.1f}",
     ]
-
-
-def shown(found):
-    return f"{number(found['median'])} ({number(found['least'])} to {number(found['most'])})"
 
 
 def notes(report):

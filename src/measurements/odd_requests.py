@@ -1,5 +1,5 @@
-"""What users get for odd inputs: python src/measure.py odd_requests --task qod --model_path models/qod-smollm2_135m
---out reports/qod/odd_requests.json
+"""What users get for odd inputs: python src/measure.py odd_requests --task qod --model_path
+outputs/qod/smollm2_135m-merged --out reports/qod/odd_requests.json
 
 Inputs that are empty, long, in other languages, full of instructions or code are asked several times, as src/ask.py
 asks, held to the answer's schema and not. Each outcome is an answer, a refusal of the task's own with reasons, or an

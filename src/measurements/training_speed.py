@@ -64,6 +64,7 @@ def main():
             cases=cases_of(runs),
             runs=runs,
         )
+        args.out.with_suffix(".partial.json").unlink(missing_ok=True)
     print(f"in {args.out}")
 
 
@@ -116,15 +117,18 @@ def made_weights(places):
 
 
 def measured(cases, base, args):
-    """{(way and method): one run a repeat}; the file holds what is there so far."""
+    """{(way and method): one run a repeat}; what is there so far lies beside the result."""
+    so_far = args.out.with_suffix(".partial.json")
     runs = {f"{way} {method}": [] for way, method in cases}
     for repeat in range(args.repeats):
         # Nobody is always the first on a cold machine.
         first = repeat % len(cases)
         for way, method in [*cases[first:], *cases[:first]]:
-            run = apart(run_of, (way, base, method, args), args.limit_s)
+            # Of this process: one that is killed at its limit leaves its files behind.
+            with tempfile.TemporaryDirectory() as place:
+                run = apart(run_of, (way, base, method, args, place), args.limit_s)
             runs[f"{way} {method}"].append(run)
-            write_json(args.out, {"runs": runs})
+            write_json(so_far, {"runs": runs})
             print(f"repeat {repeat + 1} of {args.repeats}, {WAYS[way]}, {method}: {words_of(run)}", flush=True)
     return runs
 
@@ -133,10 +137,10 @@ def run_of(asked):
     """One run, in the process that was started for it."""
     from measurements import _training_run
 
-    way, base, method, args = asked
+    way, base, method, args, place = asked
     overrides = [*args.set, f"model_id={base}", f"peft.method={method}"]
     config = load_config(args.config, overrides, load_task(args.task).overlay)
-    return _training_run.measured(way, config, args)
+    return _training_run.measured(way, config, args, Path(place))
 
 
 def words_of(run):

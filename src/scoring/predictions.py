@@ -242,12 +242,16 @@ def prediction(row, answer, swapped, task):
     }
 
 
+def n_to_ask_again(out):
+    """How many rows have no answer yet, and may get one from the same command."""
+    return read_json(manifest_path(out)).get("rows_to_ask_again", 0)
+
+
 def failure_words(out):
     """What is said of rows without an answer; empty where there is none."""
-    facts = read_json(manifest_path(out))
-    n = facts.get("rows_failed", 0)
+    n = read_json(manifest_path(out)).get("rows_failed", 0)
     rows = "1 row has" if n == 1 else f"{n:,} rows have"
-    again = facts.get("rows_to_ask_again", 0)
+    again = n_to_ask_again(out)
     more = f"; the same command asks {again:,} of them again" if again else ""
     return f"{rows} no answer and an error in its place in {out}; they count as wrong{more}" if n else ""
 

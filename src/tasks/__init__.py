@@ -18,7 +18,7 @@ from pathlib import Path
 import jsonschema
 
 from common import ROOT, UserError, existing_file, parse_json, read_json, read_jsonl, to_json
-from config import build, read_yaml
+from config import Train, build, read_yaml
 from entity_resolution.plain_text import plain_text
 from tasks import answers
 
@@ -175,7 +175,7 @@ class Task:
         own = {name: dict(values) for name in OVERLAID if (values := getattr(self.file, name))}
         if self.select_by in SELECTIONS[False]:
             # What a model's YAML says of verdicts is not about this task.
-            own["train"] = {"verdict_weight": 1.0} | own.get("train", {})
+            own["train"] = {"verdict_weight": Train.verdict_weight} | own.get("train", {})
         return own
 
     @cached_property

@@ -16,7 +16,7 @@ def folder_of(config):
 
 
 def check(config):
-    """Before any training: whether the adapter is there, whole, and made for this base and these settings."""
+    """Before anything is fetched: whether the adapter is there, whole, and made with these settings."""
     if config.peft.start_from is None:
         return
     folder = folder_of(config)
@@ -40,6 +40,14 @@ def check(config):
             f"peft.start_from: {folder} was trained with {method}, and peft.method is {config.peft.method}; its "
             f"matrices fit only the weights that they were trained against; set peft.method={method}"
         )
+
+
+def check_base(config):
+    """Whether the adapter was made for this base, which must be there."""
+    folder = folder_of(config)
+    if folder is None:
+        return
+    made = read_json(folder / hub.ADAPTER_CONFIG)
     # An adapter fresh from training names the folder of its base, one that ships its name on the hub.
     if made["base_model_name_or_path"] not in (config.model_id, str(hub.place_of(config.model_id))):
         raise UserError(

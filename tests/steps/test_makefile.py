@@ -230,6 +230,13 @@ def test_clean_removes_what_was_made_and_nothing_else(project):
     comparison = project / "reports" / "model_comparison.md"
     comparison.write_text(comparison.read_text() + words)
     (project / "outputs" / "notes.txt").write_text("mine")
+    for name in (
+        "mini_sampled.jsonl",
+        "mini_sampled.manifest.json",
+        "mini_sampled.jsonl.1.kept",
+        "customers_sampled.csv",
+    ):
+        (project / "data" / name).write_text("{}")
     make(project, "clean")
     left = {
         str(path.relative_to(project))
@@ -241,5 +248,6 @@ def test_clean_removes_what_was_made_and_nothing_else(project):
     assert "models/steward-mini/model.safetensors" in shipped
     assert "models/crm-smollm2_135m/adapter_model.safetensors" in shipped
     left -= shipped
-    assert left == {"data/README.md", "data/all.jsonl", "outputs/notes.txt", "reports/model_comparison.md"}
+    own = {"data/README.md", "data/all.jsonl", "data/customers_sampled.csv"}
+    assert left == own | {"outputs/notes.txt", "reports/model_comparison.md"}
     assert words in comparison.read_text() and "steward:begin" not in comparison.read_text()

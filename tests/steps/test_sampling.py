@@ -128,7 +128,20 @@ def test_kpis_take_settings_and_one_answer_to_each_row(ask):
     ask("--unconstrained", *HOT, out="x_metrics.json", step=evaluate_kpis)
     assert read_json(ask.folder / "x_metrics.json")["gen"]["temperature"] == 1.0
     ask("--unconstrained", *HOT, "--samples", 2)
-    assert exit_code(evaluate_kpis, "--task", "qod", "--predictions", ask.folder / "p.jsonl", "--out", "m.json") == 2
+    scored = ["--task", "qod", "--predictions", ask.folder / "p.jsonl", "--out", ask.folder / "m.json"]
+    assert exit_code(evaluate_kpis, *scored) == 2
+    assert exit_code(evaluate_kpis, *scored, *HOT) == 2
+
+
+def test_a_row_that_is_too_long_takes_the_samples_of_no_other(ask):
+    long = ROWS[1] | {"input": {"request": "ж" * 3_900}}
+    written(ask.folder / "rows.jsonl", [ROWS[0], long, ROWS[2]])
+    words = ("--unconstrained", *HOT)
+    ask(*words, code=1)
+    for said in ("4 answers in", "is up to date"):
+        lines = ask(*words, "--samples", 2)
+        assert [bool(line.get("error")) for line in lines] == [False, False, True, True, False, False]
+        assert "warning: 2 rows have no answer" in ask.said.out, said
 
 
 def test_verdicts_with_swapped_sides_are_asked_for_kpis_alone():
