@@ -38,6 +38,8 @@ ELSEWHERE = {
     "docker build": "needs a Docker engine",
     "docker run": "needs a Docker engine",
     "python src/serve.py --upstream": "needs a vLLM server; test_contract.py has one of its own before it",
+    "python src/measure.py judge": "needs Node.js, npm and the official file; test_judge.py has a server of its own",
+    "python src/measure.py odd_requests": "needs a trained model; test_odd_requests.py has one of its own",
     "python src/measure.py attack": "minutes; test_attack.py has its attackers, before a made-up model",
     "python src/lock_image.py": "needs what pip says in the image; test_lock_image.py",
     "pip install --dry-run": "downloads gigabytes",

@@ -109,8 +109,7 @@ def test_a_process_that_times_its_selection_waits_for_no_other(monkeypatch):
 
     monkeypatch.setattr(accelerate.utils, "gather_object", gathered)
     one = trainer()
-    one.accelerator = SimpleNamespace(process_index=1, num_processes=2)
-    one.compute_loss_context_manager = contextlib.nullcontext
+    one.accelerator = SimpleNamespace(process_index=1, num_processes=2, autocast=contextlib.nullcontext)
     seen = []
     selection.seconds_of_all(one, [[1, 2]] * 8, lambda model, prompts: [seen.append(prompt) for prompt in prompts])
     assert len(seen) == 4

@@ -29,7 +29,7 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize(("name", "synthetic_rows"), [("crm", crm_rows), ("qod", qod_rows)])
 def test_every_pass_before_the_first_step_runs_as_training_does(as_on_a_gpu, tmp_path, name, synthetic_rows):
     task = load_task(name)
-    config = load_config(ROOT / "configs" / "steward_mini.yaml", ["train.bf16=true"], task.overlay)
+    config = load_config(ROOT / "configs" / "steward_mini.yaml", ["train.bf16=true", "train.eval_rows=1"], task.overlay)
     chat = chat_template.load_chat(config)
     rows = [
         {
