@@ -101,7 +101,7 @@ SHIPPED := $(subst -,_,$(notdir $(OWN))) $(patsubst models/$(TASK)-%/adapter_con
 ## MODEL        model that ships, for make ask, kpi and serve (default: the task's own); for make preferences a trained one too
 MODEL ?= $(firstword $(SHIPPED))
 SHIPPED_PATH = $(if $(and $(OWN),$(filter $(subst -,_,$(notdir $(OWN))),$(MODEL))),$(OWN),models/$(TASK)-$(MODEL))
-SHIPPED_FLAG = $(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(SHIPPED)),$(if $(MODEL),--model_path $(SHIPPED_PATH)))
+SHIPPED_FLAG = $(if $(filter-out $(SHIPPED),$(MODEL)),$(error no model '$(MODEL)' ships for the task $(TASK); there is: $(or $(strip $(SHIPPED)),none); ask a trained one with make ask-<model> TASK=$(TASK)),$(if $(MODEL),--model_path $(SHIPPED_PATH)))
 
 ## make ask               answers of the model that ships for the task, to cases without labels (PAIRS=pairs.jsonl or REQUEST=; without them a few examples; MODEL=)
 ## make ask-<model>       the same of a trained model
@@ -186,7 +186,7 @@ N_PAIRS ?=
 SAMPLED := $(if $(filter file,$(origin MODEL)),,$(MODEL))
 # What was trained under its name, else what ships. Nobody who asks for pairs means to train: a missing model is an error.
 TRAINED_PATH = $(patsubst %/manifest.json,%,$(firstword $(if $(SAMPLED),$(wildcard $(foreach kind,-merged -lora,$(O)/$(SAMPLED)$(kind)/manifest.json) $(O)/$(SAMPLED)/manifest.json))))
-SAMPLED_PATH = $(or $(TRAINED_PATH),$(if $(filter $(SHIPPED),$(MODEL)),$(SHIPPED_PATH)),$(error no model '$(MODEL)' of the task $(TASK): $(O)/$(MODEL)-merged and $(O)/$(MODEL)-lora are not there, and what ships is: $(or $(strip $(SHIPPED)),nothing); train one with make train-<model>))
+SAMPLED_PATH = $(or $(TRAINED_PATH),$(if $(filter $(SHIPPED),$(MODEL)),$(SHIPPED_PATH)),$(error no model '$(MODEL)' of the task $(TASK): $(O)/$(MODEL)-merged and $(O)/$(MODEL)-lora are not there, and the models that ship are: $(or $(strip $(SHIPPED)),none); train one with make train-<model> TASK=$(TASK)))
 SAMPLES_FILE := $(if $(SAMPLED),$(D)/$(SAMPLED)_sampled.jsonl)
 .PHONY: preferences
 preferences: $(D)/manifest.json

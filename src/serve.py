@@ -161,8 +161,8 @@ def check_engine(args, task):
         )
     if not (args.model_path or args.upstream or task.shipped):
         raise UserError(
-            f"no model ships for the task {task.name}; train one with make train-<model> TASK={task.name} and give "
-            f"--model_path {task.under('outputs')}/<model>-merged"
+            f"no model ships for the task {task.name}; train one with make train-<model> TASK={task.name}, then "
+            f"make serve-<model> TASK={task.name} (--model_path {task.under('outputs')}/<model>-merged)"
         )
 
 

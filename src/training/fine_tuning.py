@@ -213,7 +213,10 @@ def make_trainer(config, task, chat, examples, folder):
     plan = make_plan(config, examples["train"], packing)
     selection = selection_for(task, chat, config, examples["val"])
     if config.train.verdict_weight != 1.0 and not selection.branch:
-        raise UserError("train.verdict_weight: only a task whose checkpoint is picked by its verdicts can weight them")
+        raise UserError(
+            "train.verdict_weight: only a task whose checkpoint is picked by its verdicts can weight them; leave the "
+            "setting out"
+        )
     trainer = loop.StewardTrainer(
         model=model,
         args=loop.arguments(config, plan, precision, folder),
