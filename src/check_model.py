@@ -59,8 +59,7 @@ def main():
     show_sample(chat, examples[0])
     if not passed:
         raise WorkFailed(f"{args.config}: not ready to train; fix the lines marked FAIL")
-    task_flag = "" if task.name == DEFAULT else f" TASK={task.name}"
-    print(f"{args.config} is ready: make train-{os.path.splitext(os.path.basename(args.config))[0]}{task_flag}")
+    print(f"{args.config} is ready: make train-{os.path.splitext(os.path.basename(args.config))[0]}{task.for_make}")
 
 
 def parse_args():

@@ -45,18 +45,14 @@ def main():
 
 
 def how_to_make(args, task):
-    return f"make train-{Path(args.config).stem}{for_make(task)} (src/sft_train.py)"
-
-
-def for_make(task):
-    return "" if task.name == DEFAULT else f" TASK={task.name}"
+    return f"make train-{Path(args.config).stem}{task.for_make} (src/sft_train.py)"
 
 
 def how_to_make_pairs(task):
     if task.hook("violations", "VIOLATIONS"):
-        return f"make preferences{for_make(task)} (src/build_preferences.py) makes pairs from training rows"
+        return f"make preferences{task.for_make} (src/build_preferences.py) makes pairs from training rows"
     return (
-        f"make preferences{for_make(task)} PREDICTIONS=<answers.jsonl> (src/build_preferences.py) makes pairs of a "
+        f"make preferences{task.for_make} PREDICTIONS=<answers.jsonl> (src/build_preferences.py) makes pairs of a "
         "model's wrong answers; docs/training.md says how a line looks"
     )
 

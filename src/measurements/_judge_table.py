@@ -11,8 +11,7 @@ HEAD = ["answers of", "answers", "calls that pass the strict check", "accepted b
 
 def judge_table(folder):
     """Every judged file of answers; None where nothing was measured."""
-    paths = sorted(folder.glob(PATTERN))
-    return table_of([_reports.read_report(path, "judge", table_of) for path in paths]) if paths else None
+    return _reports.table(folder, PATTERN, "judge", table_of)
 
 
 def table_of(reports):

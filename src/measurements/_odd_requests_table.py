@@ -19,8 +19,7 @@ N_TEXT = 2
 
 def odd_requests_table(folder):
     """All odd inputs of each measured model, then each kind; None where nothing was measured."""
-    paths = sorted(folder.glob(PATTERN))
-    return table_of([_reports.read_report(path, "odd_requests", table_of) for path in paths]) if paths else None
+    return _reports.table(folder, PATTERN, "odd_requests", table_of)
 
 
 def table_of(reports):

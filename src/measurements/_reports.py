@@ -15,6 +15,12 @@ def read_report(path, name, table_of):
     return report
 
 
+def table(folder, pattern, name, table_of):
+    """The table of all reports of `measure.py <name>` in a folder; None where nothing was measured."""
+    paths = sorted(folder.glob(pattern))
+    return table_of([read_report(path, name, table_of) for path in paths]) if paths else None
+
+
 def weights(model):
     return f"weights {model['sha256'][:12]}"
 

@@ -23,8 +23,7 @@ N_TEXT = 2
 
 def training_table(folder):
     """Every way of training of each measured model; None where nothing was measured."""
-    paths = sorted(folder.glob(PATTERN))
-    return table_of([_reports.read_report(path, "training_speed", table_of) for path in paths]) if paths else None
+    return _reports.table(folder, PATTERN, "training_speed", table_of)
 
 
 def table_of(reports):

@@ -7,7 +7,6 @@ from report.charts import shown_value
 from report.latency import not_run, short, source
 from report.models import BASELINE, METRICS
 from scoring.kpis import comparison_columns
-from tasks import DEFAULT
 
 # Column of the comparison -> what it shows of a level, and the concurrency of that level.
 LATENCY_COLUMNS = {
@@ -40,11 +39,10 @@ def row_cells(model, runs, reports, task):
 
 def kpi_cell(model, name, reports, task):
     if not model.metrics:
-        option = "" if task.name == DEFAULT else f" TASK={task.name}"
         return Cell(
             "not run",
             reason=f"{model.name}: no {shown_path(reports / (model.name + METRICS))}; run make "
-            f"kpi-{model.name}{option}",
+            f"kpi-{model.name}{task.for_make}",
         )
     kpi = model.kpi(name)
     if kpi is None:

@@ -14,7 +14,6 @@ from common import UserError
 from report import charts
 from report.marked_text import md, md_table
 from report.shapes import BENCHMARK_SHAPE, LEVEL_FACTS, checked
-from tasks import DEFAULT
 
 CSV = "_latency.csv"
 MANIFEST = "_latency.manifest.json"
@@ -145,9 +144,7 @@ def again(table):
 
 
 def not_run(task):
-    return (
-        f"the benchmark has not run; make bench-<model>{'' if task.name == DEFAULT else f' TASK={task.name}'} runs it"
-    )
+    return f"the benchmark has not run; make bench-<model>{task.for_make} runs it"
 
 
 def csv_text(runs, columns):

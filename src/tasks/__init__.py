@@ -244,6 +244,11 @@ class Task:
         """What is wrong with an answer as a row holds it, as errors of jsonschema or as words."""
         return answers.problems(self, answer)
 
+    @property
+    def for_make(self):
+        """What a make command needs behind its target to be about this task."""
+        return "" if self.name == DEFAULT else f" TASK={self.name}"
+
     def under(self, folder):
         """Where the task's files live: the default task keeps the flat paths, every other has a folder of its own."""
         return Path(folder) if self.name == DEFAULT else Path(folder) / self.name

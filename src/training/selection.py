@@ -80,7 +80,8 @@ class VerdictSelection:
         return metrics[self.select_by] - TIE_BREAK * loss
 
     def seconds(self, trainer):
-        return seconds_of_all(trainer, self.prompts, self._verdicts)
+        few = self.prompts[:: max(1, len(self.prompts) // PROMPTS_TIMED)]
+        return seconds_of_all(trainer, self.prompts, few, self._verdicts)
 
     def _verdicts(self, model, prompts):
         shares = verdict_branch.verdict_probabilities(model, prompts, self.branch, self.pad_id)
@@ -118,8 +119,8 @@ class ExactSelection:
 
     def seconds(self, trainer):
         # Many prompts at once take hardly longer to answer than few: a whole batch is timed.
-        few = next(batches(self.prompts, range(len(self.prompts))))
-        return seconds_of_all(trainer, self.prompts, self._answers, [self.prompts[at] for at in few])
+        few = [self.prompts[at] for at in next(batches(self.prompts, range(len(self.prompts))))]
+        return seconds_of_all(trainer, self.prompts, few, self._answers)
 
     def _answers(self, model, prompts):
         import torch
@@ -171,12 +172,11 @@ def on_this_process(trainer, prompts, work):
     return found
 
 
-def seconds_of_all(trainer, prompts, work, few=None):
-    """The time of `over_all_processes` for these prompts, from a few of them.
+def seconds_of_all(trainer, prompts, few, work):
+    """The time of `over_all_processes` for these prompts, from that of a few.
 
     Nothing is gathered: a process that runs out of memory would leave the others waiting.
     """
-    few = few or prompts[:: max(1, len(prompts) // PROMPTS_TIMED)]
     start = time.perf_counter()
     on_this_process(trainer, few, work)
     return (time.perf_counter() - start) * len(prompts) / len(few)

@@ -111,5 +111,7 @@ def test_a_process_that_times_its_selection_waits_for_no_other(monkeypatch):
     one = trainer()
     one.accelerator = SimpleNamespace(process_index=1, num_processes=2, autocast=contextlib.nullcontext)
     seen = []
-    selection.seconds_of_all(one, [[1, 2]] * 8, lambda model, prompts: [seen.append(prompt) for prompt in prompts])
+    selection.seconds_of_all(
+        one, [[1, 2]] * 8, [[1, 2]] * 8, lambda model, prompts: [seen.append(prompt) for prompt in prompts]
+    )
     assert len(seen) == 4
