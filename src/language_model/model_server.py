@@ -25,7 +25,7 @@ def free_port():
 
 
 @contextlib.contextmanager
-def running(command, health, log, environment=()):
+def running(command, health, log, environment=(), is_ready=lambda reply: reply.status_code == 200, within_s=None):
     """The server's process while it serves; its output is in the file `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"starting {command[2] if command[1] == '-m' else command[0]}; its output is in {log}", flush=True)
@@ -36,18 +36,18 @@ def running(command, health, log, environment=()):
         )
     with interruption.with_group(server):
         try:
-            wait_until_ready(server, health, log)
+            wait_until_ready(server, health, log, is_ready, within_s or READY_WITHIN_S)
             yield server
         finally:
             stop(server)
 
 
-def wait_until_ready(server, health, log):
+def wait_until_ready(server, health, log, is_ready, within_s):
     import httpx2
 
     start = time.monotonic()
     stopped = STOPPED.get()
-    while time.monotonic() - start < READY_WITHIN_S:
+    while time.monotonic() - start < within_s:
         if stopped and stopped.is_set():
             raise WorkFailed("stopped before the server was ready")
         if server.poll() is not None:
@@ -56,11 +56,11 @@ def wait_until_ready(server, health, log):
                 f"{log}:\n{last_lines(log)}"
             )
         with contextlib.suppress(httpx2.HTTPError):
-            if httpx2.get(health, timeout=5, trust_env=False).status_code == 200:
+            if is_ready(httpx2.get(health, timeout=5, trust_env=False)):
                 print(f"ready after {time.monotonic() - start:.0f} s", flush=True)
                 return
         time.sleep(0.5)
-    raise WorkFailed(f"the server was not ready within {READY_WITHIN_S} s; the last lines of {log}:\n{last_lines(log)}")
+    raise WorkFailed(f"the server was not ready within {within_s:g} s; the last lines of {log}:\n{last_lines(log)}")
 
 
 def last_lines(log):

@@ -3,14 +3,11 @@
 import contextlib
 import json
 import shutil
-import subprocess
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import interruption
 from common import UserError, WorkFailed, write_text
 from language_model import model_server
 
@@ -88,43 +85,22 @@ def mock_server(api):
             yield MockServer(client, log)
 
 
+@contextlib.contextmanager
+def running(command, address, log):
+    with contextlib.ExitStack() as stack:
+        # Any reply will do: Prism has no path for a health check, and refuses the others without a body or token.
+        server = model_server.running(command, address, log, is_ready=lambda reply: True, within_s=READY_WITHIN_S)
+        try:
+            stack.enter_context(server)
+        except WorkFailed as error:
+            raise WorkFailed(
+                f"{PRISM}, for which npx needs Node.js 18.20 or newer and the npm registry: {error}"
+            ) from error
+        yield
+
+
 def without_callbacks(value):
     """An API without what a server sends by itself: Prism would call the address that a body names."""
     if isinstance(value, dict):
         return {key: without_callbacks(item) for key, item in value.items() if key != "callbacks"}
     return [without_callbacks(item) for item in value] if isinstance(value, list) else value
-
-
-@contextlib.contextmanager
-def running(command, address, log):
-    """The server while it answers; what it started ends with it."""
-    print(f"starting {PRISM}", flush=True)
-    with open(log, "w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    with interruption.with_group(server):
-        try:
-            wait_until_ready(server, address, log)
-            yield
-        finally:
-            model_server.stop(server)
-
-
-def wait_until_ready(server, address, log):
-    """Any answer will do: Prism has no path for a health check, and refuses the others without a body or token."""
-    import httpx2
-
-    until = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < until:
-        if server.poll() is not None:
-            raise WorkFailed(
-                f"{PRISM} ended with code {server.returncode} before it was ready; npx needs Node.js 18.20 or newer "
-                f"and the npm registry; the last lines of its output:\n{model_server.last_lines(log)}"
-            )
-        with contextlib.suppress(httpx2.HTTPError):
-            httpx2.get(address, timeout=ANSWERED_WITHIN_S, trust_env=False)
-            return
-        time.sleep(0.2)
-    raise WorkFailed(
-        f"{PRISM} was not ready within {READY_WITHIN_S} s; the last lines of its output:\n"
-        f"{model_server.last_lines(log)}"
-    )

@@ -44,7 +44,7 @@ def test_without_npx_it_says_what_to_install(path_to_npx):
 
 def test_a_package_that_cannot_be_fetched_is_named_with_what_npx_said(path_to_npx, monkeypatch):
     monkeypatch.setenv("FAKE_NPX", "refuses")
-    wanted = r"(?s)prism-cli@[\d.]+ ended with code 1 .*npm error 404"
+    wanted = r"(?s)prism-cli@[\d.]+, .* ended with code 1 .*npm error 404"
     with pytest.raises(WorkFailed, match=wanted), _mock_server.mock_server(API):
         pass
 
