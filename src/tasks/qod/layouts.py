@@ -100,6 +100,8 @@ def plain_list(voice, facts):
     """Device, server and the rest after one another, with commas or an arrow."""
     rng = voice.rng
     said = said_facts(facts)
+    if not said:
+        return message(voice, facts)
     found = {fact.name: fact for fact in said}
     if found.keys() >= {"device", "server"} and rng.random() < 0.5 and len(found) == len(said):
         arrow = {"train": (" -> ", " > "), "test": (" => ", " --> ")}[voice.pool]
