@@ -209,8 +209,13 @@ def read_lines(path):
 
 def read_jsonl(path):
     """Every row of a JSON Lines file that one of our own steps wrote."""
+    return json_rows(path, read_lines(path))
+
+
+def json_rows(path, lines):
+    """The rows in (line number, line) of such a file."""
     rows = []
-    for number, line in read_lines(path):
+    for number, line in lines:
         try:
             rows.append(json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:

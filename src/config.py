@@ -38,6 +38,7 @@ class Train:
     schedule: typing.Literal["cosine", "linear", "constant"] = "cosine"
     optimizer: typing.Literal["adamw", "paged_adamw_8bit"] = "adamw"
     packing: typing.Literal["auto", "on", "off"] = "auto"
+    compile: typing.Literal["auto", "on", "off"] = "auto"
     micro_batch: int | typing.Literal["auto", "literal"] = field(default="auto", metadata={"at_least": 1})
     verdict_weight: float = field(default=1.0, metadata={"at_least": 0.0})
     evals_per_epoch: int = field(default=2, metadata={"at_least": 1})

@@ -3,16 +3,22 @@
 One Chat renders a model's prompts for training, check, evaluation and service, so that all see the same tokens.
 """
 
-from common import UserError, counted, read_jsonl
+from common import UserError, counted, json_rows, read_lines
 from language_model.chat_template import IGNORED, encode_all
 
 
 def read_prompts(path):
     """The rows that src/build_prompts.py wrote; another file in its place is said to be one."""
-    rows = read_jsonl(path)
+    rows = prompts_in(path, list(read_lines(path)))
     if not rows:
         raise UserError(f"{path}: the file is empty; make it again with src/build_prompts.py")
-    for number, row in enumerate(rows, 1):
+    return rows
+
+
+def prompts_in(path, lines):
+    """The rows in (line number, line) of such a file."""
+    rows = json_rows(path, lines)
+    for (number, _), row in zip(lines, rows, strict=True):
         if not isinstance(row, dict) or not row.keys() >= {"id", "prompt", "completion"}:
             raise UserError(
                 f"{path}:{number}: not a prompt row (id, prompt, completion); src/build_prompts.py makes them from "

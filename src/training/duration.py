@@ -10,7 +10,7 @@ import time
 import torch
 
 from common import in_words
-from training import merge_adapter, micro_batch, parity
+from training import compiled, merge_adapter, micro_batch, parity
 from training.processes import n_processes
 
 LEAST_S = 0.3  # a small model's pass takes some 20 ms, and one alone may meet whatever else the machine does
@@ -77,13 +77,15 @@ def parts(costs, work):
 def measured(trainer):
     # More rows at once than validation takes could want more memory than it does.
     rows = typical(trainer.eval_dataset, min(ROWS_TIMED, trainer.args.per_device_eval_batch_size))
-    return Costs(
-        seconds_of_a_trained_token(trainer),
-        seconds_of_a_read_token(trainer, [rows]),
-        seconds_of_a_read_token(trainer, [[row] for row in rows]),
-        trainer.selection.seconds(trainer),
-        trainer.load_s,
-    )
+    trained = seconds_of_a_trained_token(trainer)
+    with compiled.set_aside():
+        return Costs(
+            trained,
+            seconds_of_a_read_token(trainer, [rows]),
+            seconds_of_a_read_token(trainer, [[row] for row in rows]),
+            trainer.selection.seconds(trainer),
+            trainer.load_s,
+        )
 
 
 def ahead(trainer, steps_done):
@@ -105,6 +107,12 @@ def ahead(trainer, steps_done):
         gate=of_validation * min(parity.N_PROMPTS, n_val) / n_val,
         calibration=of_validation * min(merge_adapter.N_CALIBRATION, calibrated) / n_val,
     )
+
+
+def of_steps(trainer):
+    """Seconds of all steps, as the model is now."""
+    with micro_batch.undisturbed(trainer):
+        return ahead(trainer, 0).trained * seconds_of_a_trained_token(trainer)
 
 
 def seconds_of_a_trained_token(trainer):

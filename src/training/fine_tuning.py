@@ -19,13 +19,13 @@ ROOM_IN_BINS = 0.1  # how far a step's bins may lie from the number asked; a bin
 
 
 def train(args, config, task, lora, fingerprint, clock):
+    from training import encoding
+
     use_every_core()
     if words := optimizer.replaced_words(config.train.optimizer):
         say(words)
     chat = chat_template.load_chat(config)
-    examples, left_out = encoded(
-        args, lambda path: dataset.encode_rows(dataset.read_prompts(path), chat, config), lora, "row"
-    )
+    examples, left_out = encoded(args, lambda path: encoding.encode_file(path, chat, config), lora, "row")
     kept = checkpoints.prepare_folder(lora, fingerprint)
     make = functools.partial(make_trainer, config, task, chat, examples, kept)
     with interruption.keeping(functools.partial(checkpoints.kept_words, kept)):
@@ -84,7 +84,7 @@ def run_within_memory(make, config, kept, config_path):
 
 def use(trainer, choice, config, kept):
     """Put a micro-batch to work and say so, with what is ahead and how long it takes."""
-    from training import duration, micro_batch
+    from training import compiled, duration, micro_batch
 
     last = checkpoints.last_whole_checkpoint(kept)
     begun = f"training {config.name}: {trainer.n_rows:,} rows, {trainer.plan.words}"
@@ -93,7 +93,18 @@ def use(trainer, choice, config, kept):
     trainer.micro_batch = choice
     micro_batch.keep(kept, choice, trainer.plan)
     say(choice.words)
+    if config.train.compile == "on" or (config.train.compile == "auto" and compiling_pays(trainer)):
+        say(compiled.speed_up(trainer))
     say(f"time, estimated: {duration.estimated(trainer, checkpoints.step_of(last) if last else 0)}")
+
+
+def compiling_pays(trainer):
+    """Whether the steps ahead take so long as they are that the time to compile is soon made up for."""
+    from training import compiled, duration
+
+    if trainer.precision == "float32" or not trainer.plan.packing or trainer.args.gradient_checkpointing:
+        return False
+    return duration.of_steps(trainer) > compiled.PAYS_FROM_S
 
 
 def run_from_the_last(trainer, kept):
@@ -170,7 +181,7 @@ def make_plan(config, examples, packing):
     from training import micro_batch
 
     wanted = config.train.batch_size * config.train.grad_accum
-    total = sum(len(example["input_ids"]) for example in examples)
+    total = sum(micro_batch.lengths(examples))
     per_bin = max(1.0, len(examples) / max(1, -(-total // config.train.max_seq_len))) if packing else 1.0
     bins_each = wanted / per_bin / n_processes()
     a_step = divisible(bins_each)
@@ -209,9 +220,10 @@ def make_trainer(config, task, chat, examples, folder):
     load_s = time.perf_counter() - began
     if precision == "float16" and config.train.bf16:
         say("this GPU has no bfloat16: training in float16")
-    packing = loop.packing_is_correct(model, examples["train"], config.train)
-    plan = make_plan(config, examples["train"], packing)
-    selection = selection_for(task, chat, config, examples["val"])
+    rows = {split: token_rows(some) for split, some in examples.items()}
+    packing = loop.packing_is_correct(model, rows["train"], config.train)
+    plan = make_plan(config, rows["train"], packing)
+    selection = selection_for(task, chat, config, rows["val"])
     if config.train.verdict_weight != 1.0 and not selection.branch:
         raise UserError(
             "train.verdict_weight: only a task whose checkpoint is picked by its verdicts can weight them; leave the "
@@ -220,8 +232,8 @@ def make_trainer(config, task, chat, examples, folder):
     trainer = loop.StewardTrainer(
         model=model,
         args=loop.arguments(config, plan, precision, folder),
-        train_dataset=token_rows(examples["train"]),
-        eval_dataset=token_rows(examples["val"]),
+        train_dataset=rows["train"],
+        eval_dataset=rows["val"],
         processing_class=chat.tokenizer,
         peft_config=adapter_settings(config),
         callbacks=loop.callbacks(config, selection),
@@ -237,9 +249,12 @@ def make_trainer(config, task, chat, examples, folder):
 
 
 def token_rows(examples):
+    """What training reads of examples, which may be a data set already."""
     from datasets import Dataset
 
-    return Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in examples])
+    from training import encoding
+
+    return examples if isinstance(examples, Dataset) else Dataset(encoding.table_of(examples))
 
 
 def adapter_settings(config):
@@ -290,6 +305,8 @@ def training_facts(trainer, config, examples, left_out):
         "per_device_batch": trainer.plan.per_device,
         "grad_accum": trainer.plan.grad_accum,
         "micro_batch": micro_batch_facts(trainer),
+        "compiled_layers": trainer.compiled_layers,
+        "recorded": trainer.is_recorded,
         "processes": n_processes(),
         "base_revision": getattr(trainer.model.config, "_commit_hash", None),
         "best_step": state.best_global_step,

@@ -4,7 +4,7 @@ import importlib.util
 
 ADAMW = "adamw"
 EIGHT_BIT = "paged_adamw_8bit"
-IN_TRANSFORMERS = {ADAMW: "adamw_torch", EIGHT_BIT: "paged_adamw_8bit"}
+IN_TRANSFORMERS = {ADAMW: "adamw_torch_fused", EIGHT_BIT: "paged_adamw_8bit"}
 
 
 def taken(wanted):

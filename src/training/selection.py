@@ -5,6 +5,7 @@ which is the larger the better; `least_gain`, the gain below which training does
 metric that decides, `shown`, those that the progress line tells, and `seconds(trainer)`, what one look costs.
 """
 
+import itertools
 import time
 
 import dataset
@@ -20,7 +21,7 @@ ROOM_FOR_SPACES = 16  # tokens; a right answer may be written with some
 
 def selection_for(task, chat, config, examples):
     """The selection that the task asks for, over at most train.eval_rows of the validation examples."""
-    examples = examples[: config.train.eval_rows]
+    examples = list(itertools.islice(examples, config.train.eval_rows))
     if task.select_by in VerdictSelection.METRICS and task.verdict:
         return VerdictSelection(task, chat, examples)
     if task.select_by == ExactSelection.METRIC:

@@ -16,7 +16,7 @@ import interruption
 from common import UserError, progress
 from language_model import chat_template
 from language_model.base_model import flops_per_token
-from training import optimizer
+from training import compiled, micro_batch, optimizer
 from training.processes import n_processes
 
 PACKING_TOLERANCE = 1e-3
@@ -109,6 +109,8 @@ class StewardTrainer(SFTTrainer):
     """SFTTrainer whose best checkpoint is the one that the task's selection puts first."""
 
     selection = None
+    compiled_layers = 0
+    is_recorded = False
 
     def take_plan(self, plan):
         """Train in micro-batches of this plan; rows a step stay."""
@@ -123,11 +125,17 @@ class StewardTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.args.verdict_weight != 1.0 and self.model.training:
             model = VerdictsWeighted(model, len(self.selection.branch.opening), self.args.verdict_weight)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        counted = inputs.pop(compiled.FixedShape.REAL_TOKENS, None)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if counted is not None and self.model.training:
+            # What fills a batch up is no token that anything is learnt from.
+            self._total_train_tokens -= n_processes() * (inputs["input_ids"].shape[1] - counted)
+        return loss
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        scores = self.selection.metrics(self)
+        with compiled.set_aside():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            scores = self.selection.metrics(self)
         scores["selection"] = self.selection.score(scores, output.metrics[f"{metric_key_prefix}_loss"])
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
         return output
@@ -271,7 +279,7 @@ def packing_is_correct(model, examples, train):
     """
     if train.packing == "off" or len(examples) < 2 or (train.packing == "auto" and model.device.type == "cpu"):
         return False
-    first, second = sorted(examples, key=lambda example: len(example["input_ids"]))[:2]
+    first, second = (examples[at] for at in micro_batch.by_length(examples)[:2])
     gap = packing_gap(model, first["input_ids"], second["input_ids"])
     if gap <= PACKING_TOLERANCE:
         return True

@@ -42,12 +42,12 @@ def test_fine_tuning_takes_it_and_preference_tuning_never(monkeypatch, tmp_path,
     config = load_config(ROOT / "configs" / "standin.yaml", overlay=load_task("qod").overlay)
     plan = fine_tuning.Plan(False, 2, 4, 2, 8, "not packed")
     found = loop.arguments(config, plan, "float32", tmp_path / "checkpoints")
-    assert found.optim == ("paged_adamw_8bit" if able else "adamw_torch")
+    assert found.optim == ("paged_adamw_8bit" if able else "adamw_torch_fused")
     tuning = preference_trainer.arguments(config, "float32", 4, tmp_path / "checkpoints")
-    assert tuning.optim == "adamw_torch"
+    assert tuning.optim == "adamw_torch_fused"
 
 
-@pytest.mark.parametrize(("optim", "n_bytes"), [("adamw_torch", 2 * 4), ("paged_adamw_8bit", 2 * 1)])
+@pytest.mark.parametrize(("optim", "n_bytes"), [("adamw_torch_fused", 2 * 4), ("paged_adamw_8bit", 2 * 1)])
 def test_its_states_are_counted_before_there_are_any(optim, n_bytes):
     model = torch.nn.Linear(10, 10, bias=False)
     trainer = SimpleNamespace(model=model, args=SimpleNamespace(optim=optim))

@@ -1,0 +1,65 @@
+"""A large file of prompts to token ids, over every core: a single one takes more than a millisecond a row.
+
+Heavy to import (datasets): only fine_tuning.py does, once it trains.
+"""
+
+import itertools
+import multiprocessing
+import os
+
+import numpy as np
+import pyarrow
+from datasets import Dataset
+
+import dataset
+import interruption
+from common import progress, read_lines, usable_cores
+
+ROWS_A_PIECE = 1000
+ROWS_WORTH_PROCESSES = 20_000  # below, starting them costs more than they save
+
+
+def encode_file(path, chat, config):
+    """(data set of `input_ids` and `labels`, rows left out with the reason), as dataset.encode_rows encodes them."""
+    lines = list(read_lines(path))
+    if len(lines) < ROWS_WORTH_PROCESSES or usable_cores() == 1:
+        examples, left_out = dataset.encode_rows(dataset.read_prompts(path), chat, config)
+        return Dataset(table_of(examples)), left_out
+    pieces = [(path, lines[at : at + ROWS_A_PIECE]) for at in range(0, len(lines), ROWS_A_PIECE)]
+    n_workers = min(len(pieces), usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) or 1)
+    tables = []
+    left_out = []
+    # spawn: fork would copy the threads of the libraries that are loaded by now.
+    pool = multiprocessing.get_context("spawn").Pool(n_workers, Piece.begin, (chat, config))
+    with progress(len(lines), "rows", "tokenize") as bar, pool as workers:
+        for table, too_long in workers.imap(Piece.encoded, pieces):
+            tables.append(table)
+            left_out += too_long
+            bar.update(ROWS_A_PIECE)
+    return Dataset(pyarrow.concat_tables(tables)), left_out
+
+
+class Piece:
+    """One worker's work on a piece of the file."""
+
+    @classmethod
+    def begin(cls, chat, config):
+        interruption.leave_to_parent()
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker already
+        cls.chat, cls.config = chat, config
+
+    @classmethod
+    def encoded(cls, piece):
+        examples, left_out = dataset.encode_rows(dataset.prompts_in(*piece), cls.chat, cls.config)
+        return table_of(examples), left_out
+
+
+def table_of(examples):
+    """Token ids and labels without a Python object for each."""
+    columns = {}
+    for name in ("input_ids", "labels"):
+        rows = [example[name] for example in examples]
+        ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+        flat = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64, count=ends[-1])
+        columns[name] = pyarrow.ListArray.from_arrays(pyarrow.array(ends), pyarrow.array(flat))
+    return pyarrow.table(columns)
