@@ -28,7 +28,8 @@ def speed_up(trainer):
     trainer.args.dataloader_num_workers = 1  # collating would take an eighth of a step
     start = time.perf_counter()
     done = [attempted(compile_layers, trainer)]
-    if n_processes() == 1 and has_room(trainer.micro_batch):
+    # A recorded pass leaves its gradients where the next one writes: there must be one pass a step, in one process.
+    if n_processes() == 1 and trainer.plan.grad_accum == 1 and has_room(trainer.micro_batch):
         done.append(attempted(record, trainer))
     return f"{' and '.join(done)} in {in_words(time.perf_counter() - start)}"
 
