@@ -14,7 +14,7 @@ from common import UserError
 from language_model import base_model, chat_template
 from manifest import hardware, versions
 from tasks import load_task
-from training import fine_tuning, micro_batch
+from training import compiled, fine_tuning, micro_batch
 from training import trainer as loop
 from training.processes import use_every_core
 
@@ -44,6 +44,8 @@ def measured(way, config, args, place):
         "grad_accum": trainer.args.gradient_accumulation_steps,
         "packing": trainer.args.packing,
         "gradient_ckpt": trainer.args.gradient_checkpointing,
+        "compiled_layers": getattr(trainer, "compiled_layers", 0),
+        "recorded": getattr(trainer, "is_recorded", False),
         "optimizer": str(trainer.args.optim.value),
         "trainable_parameters": sum(one.numel() for one in trainer.model.parameters() if one.requires_grad),
         "file": {"rows": len(whole), "tokens": sum(len(one["input_ids"]) for one in whole), "left_out": len(left_out)},
@@ -90,6 +92,9 @@ def our_trainer(way, config, task, chat, examples, folder):
     setting = "literal" if way == "ours_literal" else config.train.micro_batch
     choice = micro_batch.choose(trainer, setting, folder)
     trainer.take_plan(trainer.plan.in_micro_batches(choice.chosen))
+    trainer.micro_batch = choice
+    if way == "ours_compiled":
+        compiled.speed_up(trainer)
     trainer.args.eval_strategy = "no"
     trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
@@ -109,7 +114,22 @@ class Steps(TrainerCallback):
         trainer.args.max_steps = warm_up + self.n_steps
         trainer.add_callback(self)
         trainer.model.register_forward_pre_hook(self.count, with_kwargs=True)
+        if isinstance(trainer.data_collator, compiled.FixedShape):
+            self.leave_out_what_fills_up(trainer)
         self.clear()
+
+    def leave_out_what_fills_up(self, trainer):
+        """A batch filled up to its shape says how much of it is real, and that is read before the model sees it."""
+        compute = trainer.compute_loss
+
+        def counted(model, inputs, *args, **kwargs):
+            tokens, rows = inputs[compiled.FixedShape.REAL]
+            loss = compute(model, inputs, *args, **kwargs)
+            self.tokens = self.tokens - (inputs["input_ids"].numel() - tokens)
+            self.rows = self.rows - ((inputs["position_ids"] == 0).sum() - rows)
+            return loss
+
+        trainer.compute_loss = counted
 
     def clear(self):
         # Tensors where the model is: reading them at every pass would make the GPU wait.

@@ -32,6 +32,7 @@ WAYS = {
     "trl_checkpointing": "TRL, gradient checkpointing as our config says",
     "ours_literal": "ours, micro-batch as written",
     "ours": "ours",
+    "ours_compiled": "ours, compiled and recorded",
 }
 METHODS = ("lora", "qlora")
 SETTINGS = ("rows_a_step", "at_once", "packing", "gradient_ckpt", "file")

@@ -24,12 +24,13 @@ def speed_up(trainer):
 
     Where one of the two fails, training goes on without it.
     """
+    if not trainer.plan.packing:
+        return "layers not compiled: rows are not packed, so every batch would have another shape"
     trainer.data_collator = FixedShape(trainer)
     trainer.args.dataloader_num_workers = 1  # collating would take an eighth of a step
     start = time.perf_counter()
     done = [attempted(compile_layers, trainer)]
-    # A recorded pass leaves its gradients where the next one writes: there must be one pass a step, in one process.
-    if n_processes() == 1 and trainer.plan.grad_accum == 1 and has_room(trainer.micro_batch):
+    if n_processes() == 1 and has_room(trainer.micro_batch):
         done.append(attempted(record, trainer))
     return f"{' and '.join(done)} in {in_words(time.perf_counter() - start)}"
 
@@ -54,7 +55,7 @@ class FixedShape:
     learnt from.
     """
 
-    REAL_TOKENS = "real_tokens"  # a batch's number of them, for the count of what was trained
+    REAL = "real"  # a batch's tokens and rows without what fills it up
 
     def __init__(self, trainer):
         self.collate = trainer.data_collator
@@ -71,7 +72,7 @@ class FixedShape:
         taken = batch["input_ids"].shape[1]
         if taken > self.tokens or len(batch["cu_seq_lens_q"]) > self.rows:
             return batch  # validation may take more at once
-        batch[self.REAL_TOKENS] = taken
+        batch[self.REAL] = (taken, len(batch["cu_seq_lens_q"]) - 1)
         added = self.tokens - taken
         filled = {"input_ids": self.pad_id, "labels": -100}
         for name, value in filled.items():
@@ -108,33 +109,13 @@ def record(trainer):
     """Let the decoder replay its forward and backward pass, for batches of the collator's shape."""
     shape = trainer.data_collator
     decoder = trainer.model.get_base_model().base_model
-    batch = trainer._prepare_inputs(shape(some_rows(trainer)))
     plain = decoder.forward
-
-    class Pass(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.decoder = decoder  # its parameters are the pass's
-
-        def forward(self, ids, places, bounds):
-            return plain(
-                input_ids=ids,
-                position_ids=places,
-                # A mask of four dimensions is handed on as it is. Nothing reads it where bounds are given, and building
-                # one would ask the GPU what the positions are, which a recording cannot.
-                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
-                cu_seq_lens_q=bounds,
-                cu_seq_lens_k=bounds,
-                max_length_q=shape.longest,
-                max_length_k=shape.longest,
-                use_cache=False,
-            ).last_hidden_state
-
+    batch = trainer._prepare_inputs(shape(some_rows(trainer)))
+    inputs = tuple(batch[name] for name in ("input_ids", "position_ids", "cu_seq_lens_q"))
     # The trained matrices have met another stream in the passes before.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-    inputs = tuple(batch[name] for name in ("input_ids", "position_ids", "cu_seq_lens_q"))
     with torch.autocast("cuda", dtype=getattr(torch, trainer.precision), cache_enabled=False):
-        recorded = torch.cuda.make_graphed_callables(Pass().train(), inputs, allow_unused_input=True)
+        recorded = torch.cuda.make_graphed_callables(Pass(decoder, shape).train(), inputs, allow_unused_input=True)
 
     def forward(*args, **given):
         bounds = given.get("cu_seq_lens_q")
@@ -147,6 +128,30 @@ def record(trainer):
     trainer.model.zero_grad(set_to_none=True)
     trainer.is_recorded = True
     return "the pass recorded"
+
+
+class Pass(torch.nn.Module):
+    """The decoder's pass over packed rows as a function of three tensors."""
+
+    def __init__(self, decoder, shape):
+        super().__init__()
+        self.decoder = decoder  # its parameters are the pass's
+        self.plain = decoder.forward
+        self.longest = shape.longest
+
+    def forward(self, ids, places, bounds):
+        return self.plain(
+            input_ids=ids,
+            position_ids=places,
+            # A mask of four dimensions is handed on as it is. Nothing reads it where bounds are given, and building one
+            # would ask the GPU what the positions are, which a recording cannot.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+            cu_seq_lens_q=bounds,
+            cu_seq_lens_k=bounds,
+            max_length_q=self.longest,
+            max_length_k=self.longest,
+            use_cache=False,
+        ).last_hidden_state
 
 
 def some_rows(trainer):

@@ -46,7 +46,8 @@ class Piece:
     def begin(cls, chat, config):
         interruption.leave_to_parent()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker already
-        cls.chat, cls.config = chat, config
+        cls.chat = chat
+        cls.config = config
 
     @classmethod
     def encoded(cls, piece):

@@ -125,11 +125,11 @@ class StewardTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.args.verdict_weight != 1.0 and self.model.training:
             model = VerdictsWeighted(model, len(self.selection.branch.opening), self.args.verdict_weight)
-        counted = inputs.pop(compiled.FixedShape.REAL_TOKENS, None)
+        real = inputs.pop(compiled.FixedShape.REAL, None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if counted is not None and self.model.training:
+        if real and self.model.training:
             # What fills a batch up is no token that anything is learnt from.
-            self._total_train_tokens -= n_processes() * (inputs["input_ids"].shape[1] - counted)
+            self._total_train_tokens -= n_processes() * (inputs["input_ids"].shape[1] - real[0])
         return loss
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):

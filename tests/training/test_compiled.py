@@ -1,5 +1,7 @@
 """Batches of one shape, layers compiled where that pays and works, and training as it was where it does not."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import dataset
 from common import ROOT
 from config import load_config
 from language_model import chat_template
+from measurements import _training_run
 from tasks import load_task
 from tasks.qod.synthetic import rows as qod_rows
 from training import compiled, duration, fine_tuning, micro_batch
@@ -64,7 +67,7 @@ def test_filled_up_batches_have_one_shape_and_teach_the_same(trainer):
     for batch in (full, small):
         bounds = batch["cu_seq_lens_q"]
         assert bounds[-1] == 2 * 1024 and bounds.diff().min() >= 0 and bounds.diff().max() <= shape.longest
-        assert (batch["labels"][0, batch[shape.REAL_TOKENS] :] == -100).all()
+        assert (batch["labels"][0, batch[shape.REAL][0] :] == -100).all()
     assert torch.allclose(gradients(trainer), plain, rtol=1e-4, atol=1e-6)
 
 
@@ -117,3 +120,22 @@ def test_it_is_done_where_it_pays_or_is_asked_for(trainer, monkeypatch, tmp_path
     config = load_config(ROOT / "configs" / "steward_mini.yaml", [f"train.compile={setting}"])
     fine_tuning.use(trainer, micro_batch.MicroBatch(2, 2, "as said"), config, tmp_path)
     assert ("made faster" in capsys.readouterr().out) is done
+
+
+def test_unpacked_rows_leave_the_layers_as_they_are(trainer, monkeypatch):
+    collate = trainer.data_collator
+    monkeypatch.setattr(trainer, "plan", dataclasses.replace(trainer.plan, packing=False))
+    assert "not packed" in compiled.speed_up(trainer) and trainer.data_collator is collate
+
+
+def test_the_measurement_counts_no_filling(trainer):
+    trainer.data_collator = compiled.FixedShape(trainer)
+    compute = trainer.compute_loss
+    steps = _training_run.Steps(trainer, 0)
+    try:
+        micro_batch.forward_and_backward(trainer, [trainer.train_dataset[0]])
+    finally:
+        trainer.compute_loss = compute
+        trainer.model.zero_grad(set_to_none=True)
+    row = trainer.train_dataset[0]
+    assert (int(steps.tokens), int(steps.rows)) == (len(row["input_ids"]), len(row["seq_lengths"]))

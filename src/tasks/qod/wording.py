@@ -1,4 +1,8 @@
-"""What a request says around its values: six languages, two pools of wordings that share no phrase."""
+"""What a request says around its values: six languages, two pools of wordings that share no phrase.
+
+words/<language>.yaml has both pools. words/training/<language>.yaml has many more for training, whose writers did not
+see those of the test pool: a model that knows six ways to name a server takes a seventh for none.
+"""
 
 import functools
 import re
@@ -38,7 +42,17 @@ def wordings(language, pool):
             found[key] = value.split()
         else:
             found[key] = alternatives(value, pool)
+    if pool == "train":
+        add_more(found, read_yaml(FOLDER / "training" / f"{language}.yaml"))
     return found
+
+
+def add_more(found, more):
+    """The further alternatives in their places; the nouns that some of them name are keys of their own."""
+    for use, texts in more.pop("uses", {}).items():
+        found["uses"][use] = found["uses"][use] + texts
+    for key, texts in more.items():
+        found[key] = found.get(key, []) + texts
 
 
 def alternatives(text, pool):
@@ -73,12 +87,13 @@ class Voice:
 
 
 class Gaps(dict):
-    """What fills the gaps of a wording: given values, or what the pool has beside the point."""
+    """What fills the gaps of a wording: given values, a noun, or what the pool has beside the point."""
 
     def __init__(self, voice, values):
         super().__init__(values)
         self.voice = voice
 
     def __missing__(self, name):
-        self[name] = kept(getattr(self.voice.source, name)(self.voice.rng))
+        words = self.voice.words
+        self[name] = self.voice.pick(name) if name in words else kept(getattr(self.voice.source, name)(self.voice.rng))
         return self[name]
