@@ -21,6 +21,7 @@ DEVICE_FORMS = {
 }
 SERVER_FORMS = {"v4": 46, "net": 15, "v4:port": 12, "v6": 11, "v6:port": 2, "v6_net": 5, "v4 v6": 7, "net v6_net": 2}
 CORRECTED_SHARE = 0.06  # of the devices, servers, lengths and profiles are first named wrongly
+CLOCK_SHARE = 0.25  # of the lengths are two times of day
 PROFILES = "ESML"
 KILOBITS = (
     *(64, 100, 128, 200, 256, 300, 400, 500, 600, 800, 1000, 1500, 2000, 3000, 4000),
@@ -222,7 +223,7 @@ def ports_text(voice, texts):
 
 def duration(voice):
     """(seconds, fact)."""
-    if voice.rng.random() < 0.2:
+    if voice.rng.random() < CLOCK_SHARE:
         seconds, begin, end = lengths.clock(voice)
         return seconds, Fact("clock", voice.say("clock", a=begin, b=end), f"{begin} - {end}")
     seconds, text = lengths.length(voice)
@@ -266,7 +267,8 @@ def throughput(voice, letter):
     low, high = {"E": (64, 500), "S": (64, 4000), "M": (4001, 8000), "L": (8001, 60000)}[letter]
     if rng.random() < 0.35 and letter != "L" or letter == "E" and rng.random() < 0.9:
         fitting = [one for one in KILOBITS if low <= one <= high]
-        return Fact("throughput", kept(f"{rng.choice(fitting)} {voice.pick('kilobits')}"))
+        rate = rng.choice((*fitting, max(low, rng.randint(low, high) // 10 * 10)))
+        return Fact("throughput", kept(f"{rate} {voice.pick('kilobits')}"))
     halves = [half / 2 for half in range(1, 121) if low <= half * 500 <= high]
     whole = [one for one in halves if one == int(one)] or halves
     number = f"{rng.choice(whole if rng.random() < 0.7 else halves):g}".replace(".", voice.words["decimal"])

@@ -5,6 +5,31 @@ import re
 from tasks.qod.wording import plain
 
 NEWLINE = "\n"
+# What a form or a line of a machine looks like around its fields; the pools share none.
+MARKS = {
+    "train": {
+        "key_value": (": ", ": ", " - ", ":", " -> ", "\t", " : ", " is "),
+        "form": ("{}. {}: {}", "{}. {}: {}", "{}) {}: {}", "#{} {}: {}", "{} {}: {}", "[{}] {}: {}"),
+        "yaml": ("request:", "session:", "qod:", "order:", "network_request:"),
+        "json": (("{", ", ", "}"), ("{", ", ", "}"), ("{\n  ", ",\n  ", "\n}"), ("{ ", " , ", " }"), ("[{", ",", "}]")),
+        "table": (" | ", " | ", "\t", " || ", " / "),
+        "log": ("{} INFO qod-request", "{} qod-request", "{} gw01 request:", "<134>{} net", "{} NOTICE session wanted"),
+        "command": ("qod open", "qodctl create", "$ session new", "./request.sh", "net reserve"),
+        "calendar": ("* {}", "- {}", "{}", "[ ] {}"),
+        "calendar_mark": (" / ", ", ", " | ", " * "),
+    },
+    "test": {
+        "key_value": (" = ",),
+        "form": ("({}) {} - {}",),
+        "yaml": ("booking:",),
+        "json": (("{\n ", ",\n ", "\n}"),),
+        "table": (" ; ",),
+        "log": ("[{}] order-intake:",),
+        "command": ("netq book",),
+        "calendar": ("## {}",),
+        "calendar_mark": (" ~ ",),
+    },
+}
 LATENCY_IN_SENTENCES = "latency_plain"  # German wants another case after `with`
 
 
@@ -192,31 +217,35 @@ def fields(voice, facts):
     return found
 
 
+def marked(voice, layout):
+    return voice.rng.choice(MARKS[voice.pool][layout])
+
+
 def key_value(voice, facts):
-    mark = {"train": ": ", "test": " = "}[voice.pool]
+    mark = marked(voice, "key_value")
     return with_note(voice, "\n".join(f"{key}{mark}{text}" for key, text in fields(voice, facts)))
 
 
 def form(voice, facts):
-    mark = {"train": "{}. {}: {}", "test": "({}) {} - {}"}[voice.pool]
+    mark = marked(voice, "form")
     lines = [mark.format(number, key, text) for number, (key, text) in enumerate(fields(voice, facts), 1)]
     return "\n".join([voice.say("title"), *lines])
 
 
 def yaml_note(voice, facts):
-    head = {"train": "request:", "test": "booking:"}[voice.pool]
+    head = marked(voice, "yaml")
     return "\n".join([head, *(f"  {slug(key)}: {text}" for key, text in fields(voice, facts))])
 
 
 def json_note(voice, facts):
     pairs = [f'"{slug(key)}": "{text}"' for key, text in fields(voice, facts)]
-    opening, joint, closing = {"train": ("{", ", ", "}"), "test": ("{\n ", ",\n ", "\n}")}[voice.pool]
+    opening, joint, closing = marked(voice, "json")
     return with_note(voice, opening + joint.join(pairs) + closing)
 
 
 def table_row(voice, facts):
     found = fields(voice, facts)
-    mark = {"train": " | ", "test": " ; "}[voice.pool]
+    mark = marked(voice, "table")
     return f"{mark.join(key for key, _ in found)}\n{mark.join(text for _, text in found)}"
 
 
@@ -224,18 +253,18 @@ def log_line(voice, facts):
     rng = voice.rng
     stamp = f"20{rng.randint(27, 33)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}T{rng.randint(0, 23):02}:"
     stamp += f"{rng.randint(0, 59):02}:{rng.randint(0, 59):02}Z"
-    head = {"train": f"{stamp} INFO qod-request", "test": f"[{stamp}] order-intake:"}[voice.pool]
+    head = marked(voice, "log").format(stamp)
     return " ".join([head, *(f"{slug(key)}={quoted(text)}" for key, text in fields(voice, facts))])
 
 
 def command_line(voice, facts):
-    head = {"train": "qod open", "test": "netq book"}[voice.pool]
+    head = marked(voice, "command")
     return " ".join([head, *(f"--{slug(key, '-')} {quoted(text)}" for key, text in fields(voice, facts))])
 
 
 def calendar_entry(voice, facts):
-    head = {"train": "* {}", "test": "## {}"}[voice.pool].format(voice.say("title"))
-    mark = {"train": " / ", "test": " ~ "}[voice.pool]
+    head = marked(voice, "calendar").format(voice.say("title"))
+    mark = marked(voice, "calendar_mark")
     return head + mark + mark.join(f"{key}: {text}" for key, text in fields(voice, facts))
 
 

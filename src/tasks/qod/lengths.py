@@ -51,7 +51,7 @@ def minutes_in_digits(voice):
 
 
 def hours_in_digits(voice):
-    hours = voice.rng.choice((1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 12, 18, 24))
+    hours = voice.rng.choice((1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 12, 18, 24, voice.rng.randint(1, 24)))
     return hours * 3600, voice.rng.choice(
         (f"{hours} {voice.pick('short_hours')}", with_unit(voice, hours, hours, "hour"))
     )
@@ -64,13 +64,13 @@ def seconds_in_digits(voice):
 
 def hours_and_minutes_in_digits(voice):
     hours = voice.rng.randint(1, 9)
-    minutes = voice.rng.choice((5, 10, 15, 20, 30, 40, 45, 50))
+    minutes = voice.rng.choice((5, 10, 15, 20, 30, 40, 45, 50, voice.rng.randint(1, 59)))
     form = voice.rng.choice(("{0}h{1:02}", "{0} h {1} min", "{0}:{1:02} h", "{0}h {1}min"))
     return hours * 3600 + minutes * 60, form.format(hours, minutes)
 
 
 def decimal_hours(voice):
-    quarters = voice.rng.choice((1, 2, 3, 5, 6, 7, 10, 14, 18, 30))
+    quarters = voice.rng.choice((1, 2, 3, 5, 6, 7, 10, 14, 18, 30, voice.rng.randint(1, 40)))
     number = f"{quarters / 4:g}".replace(".", voice.words["decimal"])
     return quarters * 900, f"{number} {voice.rng.choice(('h', voice.words['units'][5]))}"
 
@@ -91,12 +91,13 @@ WEIGHTS = (12, 16, 8, 5, 20, 13, 8, 9, 5, 8)
 def clock(voice):
     """(seconds, begin, end) of a session between two times of day, often over midnight."""
     rng = voice.rng
-    begin = rng.randint(0, 95) * 15 if rng.random() < 0.6 else rng.randint(18 * 4, 95) * 15
-    seconds = rng.choice((900, 1800, 2700, 3600, 4500, 5400, 6300, 7200, 9000, 10800, 14400, 18000, 28800, 36000))
-    end = (begin + seconds // 60) % 1440
+    step = rng.choice((15, 15, 30, 5))
+    begin = rng.randint(*rng.choice(((0, 1439), (0, 1439), (18 * 60, 1439)))) // step * step
+    minutes = rng.randint(1, rng.choice((4, 8, 12)) * 60 // step) * step
+    end = (begin + minutes) % 1440
     key = "clock_hour" if begin % 60 == end % 60 == 0 else "clock_time"
     form = voice.pick(key)
-    return seconds, kept(time_of_day(form, begin)), kept(time_of_day(form, end))
+    return minutes * 60, kept(time_of_day(form, begin)), kept(time_of_day(form, end))
 
 
 def time_of_day(form, minutes):
