@@ -17,10 +17,11 @@ TASK = load_task("qod")
 N = 1_000
 POOLS = ("train", "test")
 # The policy in a few patterns, English alone; a profile that is taken back makes a text hold two.
-NAMED = re.compile(r"\b(?:QOS[_ ]|profile[ :=\"-]+(?:QOS_)?|the )([ESML])\b", re.I)
+NAMED = re.compile(r"\b(?:QOS[_ -]|profile[ :=\"-]+(?:QOS_)?|(?:the|letter|class|size) )([ESML])\b", re.I)
 RATE = re.compile(r"(\d+(?:\.\d+)?) (k|m)(?:bit|bps|ilobit|egabit)", re.I)
 ALONE = re.compile(r"(?<![\w.])[ESML](?![\w'])")  # a form may hold the letter of a profile alone
-LATENCY = re.compile(r"latency|jitter|\bping\b|reaction|response times|round trip|delay|\blag\b", re.I)
+SAID = "|".join(map(re.escape, wording.wordings("en", "train")["latency"]))
+LATENCY = re.compile(SAID, re.I)
 
 
 def drawn(n=N, seed=41, start=0, pool="train"):
