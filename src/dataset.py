@@ -9,10 +9,15 @@ from language_model.chat_template import IGNORED, encode_all
 
 def read_prompts(path):
     """The rows that src/build_prompts.py wrote; another file in its place is said to be one."""
-    rows = prompts_in(path, list(read_lines(path)))
-    if not rows:
+    return prompts_in(path, prompt_lines(path))
+
+
+def prompt_lines(path):
+    """(line number, line) of such a file, all of them."""
+    lines = list(read_lines(path))
+    if not lines:
         raise UserError(f"{path}: the file is empty; make it again with src/build_prompts.py")
-    return rows
+    return lines
 
 
 def prompts_in(path, lines):

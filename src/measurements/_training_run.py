@@ -44,8 +44,7 @@ def measured(way, config, args, place):
         "grad_accum": trainer.args.gradient_accumulation_steps,
         "packing": trainer.args.packing,
         "gradient_ckpt": trainer.args.gradient_checkpointing,
-        "compiled_layers": getattr(trainer, "compiled_layers", 0),
-        "recorded": getattr(trainer, "is_recorded", False),
+        "sped_up": getattr(trainer, "sped_up", None),
         "optimizer": str(trainer.args.optim.value),
         "trainable_parameters": sum(one.numel() for one in trainer.model.parameters() if one.requires_grad),
         "file": {"rows": len(whole), "tokens": sum(len(one["input_ids"]) for one in whole), "left_out": len(left_out)},
@@ -94,7 +93,7 @@ def our_trainer(way, config, task, chat, examples, folder):
     trainer.take_plan(trainer.plan.in_micro_batches(choice.chosen))
     trainer.micro_batch = choice
     if way == "ours_compiled":
-        compiled.speed_up(trainer)
+        trainer.sped_up = compiled.speed_up(trainer)
     trainer.args.eval_strategy = "no"
     trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
@@ -115,11 +114,11 @@ class Steps(TrainerCallback):
         trainer.add_callback(self)
         trainer.model.register_forward_pre_hook(self.count, with_kwargs=True)
         if isinstance(trainer.data_collator, compiled.FixedShape):
-            self.leave_out_what_fills_up(trainer)
+            self.leave_out_padding(trainer)
         self.clear()
 
-    def leave_out_what_fills_up(self, trainer):
-        """A batch filled up to its shape says how much of it is real, and that is read before the model sees it."""
+    def leave_out_padding(self, trainer):
+        """A batch that was padded to its shape says how much of it is real, before the model sees it."""
         compute = trainer.compute_loss
 
         def counted(model, inputs, *args, **kwargs):

@@ -109,10 +109,10 @@ def ahead(trainer, steps_done):
     )
 
 
-def of_steps(trainer):
-    """Seconds of all steps, as the model is now."""
+def of_steps(trainer, steps_done):
+    """Seconds of the steps ahead, as the model is now."""
     with micro_batch.undisturbed(trainer):
-        return ahead(trainer, 0).trained * seconds_of_a_trained_token(trainer)
+        return ahead(trainer, steps_done).trained * seconds_of_a_trained_token(trainer)
 
 
 def seconds_of_a_trained_token(trainer):

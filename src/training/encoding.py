@@ -6,6 +6,8 @@ Heavy to import (datasets): only fine_tuning.py does, once it trains.
 import itertools
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pyarrow
@@ -13,29 +15,47 @@ from datasets import Dataset
 
 import dataset
 import interruption
-from common import progress, read_lines, usable_cores
+from common import WorkFailed, progress, usable_cores
+from training.processes import is_main
 
 ROWS_A_PIECE = 1000
-ROWS_WORTH_PROCESSES = 20_000  # below, starting them costs more than they save
+ROWS_WORTH_PROCESSES = 20_000  # at some 700 rows/s half a minute of one core; a process takes ten seconds to start
 
 
 def encode_file(path, chat, config):
     """(data set of `input_ids` and `labels`, rows left out with the reason), as dataset.encode_rows encodes them."""
-    lines = list(read_lines(path))
+    lines = dataset.prompt_lines(path)
     if len(lines) < ROWS_WORTH_PROCESSES or usable_cores() == 1:
-        examples, left_out = dataset.encode_rows(dataset.read_prompts(path), chat, config)
+        examples, left_out = dataset.encode_rows(dataset.prompts_in(path, lines), chat, config)
         return Dataset(table_of(examples)), left_out
     pieces = [(path, lines[at : at + ROWS_A_PIECE]) for at in range(0, len(lines), ROWS_A_PIECE)]
     n_workers = min(len(pieces), usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) or 1)
+    # spawn: fork would copy the threads of the libraries that are loaded by now.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_workers, context, initializer=Piece.begin, initargs=(chat, config))
+    try:
+        return joined(pool.map(Piece.encoded, pieces), len(lines))
+    except BrokenProcessPool as error:
+        raise WorkFailed(
+            f"{path}: a process that tokenized it was ended, perhaps for want of memory; free some, or train on fewer "
+            "rows"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def joined(pieces, n_rows):
+    """One data set of all pieces as they come."""
     tables = []
     left_out = []
-    # spawn: fork would copy the threads of the libraries that are loaded by now.
-    pool = multiprocessing.get_context("spawn").Pool(n_workers, Piece.begin, (chat, config))
-    with progress(len(lines), "rows", "tokenize") as bar, pool as workers:
-        for table, too_long in workers.imap(Piece.encoded, pieces):
-            tables.append(table)
-            left_out += too_long
-            bar.update(ROWS_A_PIECE)
+    bar = progress(n_rows, "rows", "tokenize") if is_main() else None
+    for table, too_long in pieces:
+        tables.append(table)
+        left_out += too_long
+        if bar:
+            bar.update(len(table) + len(too_long))
+    if bar:
+        bar.close()
     return Dataset(pyarrow.concat_tables(tables)), left_out
 
 

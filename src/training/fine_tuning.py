@@ -87,24 +87,25 @@ def use(trainer, choice, config, kept):
     from training import compiled, duration, micro_batch
 
     last = checkpoints.last_whole_checkpoint(kept)
+    done = checkpoints.step_of(last) if last else 0
     begun = f"training {config.name}: {trainer.n_rows:,} rows, {trainer.plan.words}"
     say(f"going on from step {checkpoints.step_of(last)}, kept in {last}" if last else begun)
     trainer.take_plan(trainer.plan.in_micro_batches(choice.chosen))
     trainer.micro_batch = choice
     micro_batch.keep(kept, choice, trainer.plan)
     say(choice.words)
-    if config.train.compile == "on" or (config.train.compile == "auto" and compiling_pays(trainer)):
+    if config.train.compile == "on" or (config.train.compile == "auto" and compiling_pays(trainer, done)):
         say(compiled.speed_up(trainer))
-    say(f"time, estimated: {duration.estimated(trainer, checkpoints.step_of(last) if last else 0)}")
+    say(f"time, estimated: {duration.estimated(trainer, done)}")
 
 
-def compiling_pays(trainer):
-    """Whether the steps ahead take so long as they are that the time to compile is soon made up for."""
+def compiling_pays(trainer, steps_done):
+    """Whether the steps ahead would take longer than PAYS_FROM_S, and have one shape."""
     from training import compiled, duration
 
     if trainer.precision == "float32" or not trainer.plan.packing or trainer.args.gradient_checkpointing:
         return False
-    return duration.of_steps(trainer) > compiled.PAYS_FROM_S
+    return duration.of_steps(trainer, steps_done) > compiled.PAYS_FROM_S
 
 
 def run_from_the_last(trainer, kept):

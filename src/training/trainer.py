@@ -128,7 +128,7 @@ class StewardTrainer(SFTTrainer):
         real = inputs.pop(compiled.FixedShape.REAL, None)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if real and self.model.training:
-            # What fills a batch up is no token that anything is learnt from.
+            # Padding is not counted; other processes have about as much of it as this one.
             self._total_train_tokens -= n_processes() * (inputs["input_ids"].shape[1] - real[0])
         return loss
 

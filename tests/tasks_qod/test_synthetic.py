@@ -20,8 +20,12 @@ POOLS = ("train", "test")
 NAMED = re.compile(r"\b(?:QOS[_ -]|profile[ :=\"-]+(?:QOS_)?|(?:the|letter|class|size) )([ESML])\b", re.I)
 RATE = re.compile(r"(\d+(?:\.\d+)?) (k|m)(?:bit|bps|ilobit|egabit)", re.I)
 ALONE = re.compile(r"(?<![\w.])[ESML](?![\w'])")  # a form may hold the letter of a profile alone
-SAID = "|".join(map(re.escape, wording.wordings("en", "train")["latency"]))
-LATENCY = re.compile(SAID, re.I)
+LATENCY = re.compile(
+    r"latenc|jitter|\bping\b(?! (?:us|me)| https)|reaction|\breact(?:s|ing)?\b|response|\brespond|round[- ]trip|delay|"
+    r"\blag|real[- ]time|instant (?!messag)|immediate|milliseconds|prompt (?:re|answer)|\brtt\b|"
+    r"packets? (?:that )?arriv|packet arrival|(?:smooth|steady|tight) timing",
+    re.I,
+)
 
 
 def drawn(n=N, seed=41, start=0, pool="train"):

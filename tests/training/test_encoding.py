@@ -1,11 +1,12 @@
 """Large files become token ids in several processes, as one process makes them."""
 
 import json
+import os
 
 import pytest
 
 import dataset
-from common import ROOT, UserError
+from common import ROOT, UserError, WorkFailed
 from config import load_config
 from language_model import chat_template
 from training import encoding
@@ -57,3 +58,18 @@ def test_a_broken_line_is_named_whichever_process_meets_it(tmp_path, monkeypatch
     monkeypatch.setattr(encoding, "usable_cores", lambda: 2)
     with pytest.raises(UserError, match=r"rows\.jsonl:6: not a prompt row"):
         encoding.encode_file(tmp_path / "rows.jsonl", chat, config)
+
+
+class Deadly:
+    """Ends the process that unpickles it, as the system ends one that took too much memory."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_process_that_is_ended_ends_the_run(tmp_path, monkeypatch, config):
+    write_lines(tmp_path / "rows.jsonl", prompts(3))
+    monkeypatch.setattr(encoding, "ROWS_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(encoding, "usable_cores", lambda: 2)
+    with pytest.raises(WorkFailed, match="was ended, perhaps for want of memory"):
+        encoding.encode_file(tmp_path / "rows.jsonl", Deadly(), config)
