@@ -14,7 +14,7 @@ from common import UserError
 from language_model import base_model, chat_template
 from manifest import hardware, versions
 from tasks import load_task
-from training import compiled, fine_tuning, micro_batch
+from training import compiled, encoding, fine_tuning, micro_batch
 from training import trainer as loop
 from training.processes import use_every_core
 
@@ -75,7 +75,7 @@ def trl_trainer(way, config, chat, examples, folder):
     trainer = SFTTrainer(
         model=model,
         args=settings,
-        train_dataset=fine_tuning.token_rows(examples),
+        train_dataset=encoding.data_set(examples),
         processing_class=chat.tokenizer,
         peft_config=fine_tuning.adapter_settings(config),
     )
@@ -86,7 +86,7 @@ def trl_trainer(way, config, chat, examples, folder):
 
 def our_trainer(way, config, task, chat, examples, folder):
     """Our trainer with the micro-batch that training would choose, without validation and checkpoints."""
-    rows = {"train": examples, "val": examples[:VALIDATED]}
+    rows = {"train": encoding.data_set(examples), "val": encoding.data_set(examples[:VALIDATED])}
     trainer = fine_tuning.make_trainer(config, task, chat, rows, folder)
     setting = "literal" if way == "ours_literal" else config.train.micro_batch
     choice = micro_batch.choose(trainer, setting, folder)
@@ -113,26 +113,17 @@ class Steps(TrainerCallback):
         trainer.args.max_steps = warm_up + self.n_steps
         trainer.add_callback(self)
         trainer.model.register_forward_pre_hook(self.count, with_kwargs=True)
-        if isinstance(trainer.data_collator, compiled.FixedShape):
-            self.leave_out_padding(trainer)
+        self.trainer = trainer
         self.clear()
-
-    def leave_out_padding(self, trainer):
-        """A batch that was padded to its shape says how much of it is real, before the model sees it."""
-        compute = trainer.compute_loss
-
-        def counted(model, inputs, *args, **kwargs):
-            tokens, rows = inputs[compiled.FixedShape.REAL]
-            loss = compute(model, inputs, *args, **kwargs)
-            self.tokens = self.tokens - (inputs["input_ids"].numel() - tokens)
-            self.rows = self.rows - ((inputs["position_ids"] == 0).sum() - rows)
-            return loss
-
-        trainer.compute_loss = counted
 
     def clear(self):
         # Tensors where the model is: reading them at every pass would make the GPU wait.
         self.tokens = self.places = self.rows = 0
+        self.padding_before = self.padding()
+
+    def padding(self):
+        """Tokens and rows of padding to one shape so far; TRL's own trainer has none."""
+        return getattr(self.trainer, "padding", (0, 0))
 
     def count(self, model, words, inputs):
         ids = inputs["input_ids"]
@@ -153,9 +144,13 @@ class Steps(TrainerCallback):
             self.seconds = time.perf_counter() - self.start
             self.peak = micro_batch.peak_bytes()
 
+    def real(self):
+        """Tokens and rows that were read, without those that only fill batches up."""
+        tokens, rows = (now - before for now, before in zip(self.padding(), self.padding_before, strict=True))
+        return int(self.tokens) - tokens, int(self.rows) - rows
+
     def facts(self):
-        tokens = int(self.tokens)
-        rows = int(self.rows)
+        tokens, rows = self.real()
         return {
             "steps": self.n_steps,
             "rows": rows,

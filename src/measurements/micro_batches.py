@@ -110,14 +110,15 @@ def measured(name, method, base, rows, task, args):
 
 
 def passes_of(config, rows, task, args):
-    from training import fine_tuning, micro_batch
+    from training import encoding, fine_tuning, micro_batch
 
     chat = chat_template.load_chat(config)
     examples, _ = dataset.encode_rows(rows, chat, config)
     if not examples:
         raise UserError(f"{args.train}: no row fits {config.name}")
     with tempfile.TemporaryDirectory() as place:
-        trainer = fine_tuning.make_trainer(config, task, chat, {"train": examples, "val": examples[:8]}, Path(place))
+        data = {"train": encoding.data_set(examples), "val": encoding.data_set(examples[:8])}
+        trainer = fine_tuning.make_trainer(config, task, chat, data, Path(place))
         choices = []
         for start in range(args.starts):
             # A folder of its own each time: the choice of an earlier start would be kept.

@@ -48,7 +48,6 @@ def attempted(work, trainer):
         return f"{work.__name__} failed ({type(error).__name__}: {why})"
     finally:
         trainer.model.zero_grad(set_to_none=True)
-        micro_batch.release()
 
 
 def why_not_recorded(trainer):
@@ -76,7 +75,7 @@ def why_not_recorded(trainer):
 class FixedShape:
     """A collator that pads packed batches to one number of tokens and of rows."""
 
-    REAL = "n_real"  # a batch's tokens and rows without the padding
+    PADDING = "n_padding"  # a batch's tokens and rows that only fill it up
 
     def __init__(self, trainer):
         self.collate = trainer.data_collator
@@ -98,7 +97,7 @@ class FixedShape:
         bounds = torch.cat([batch["cu_seq_lens_q"], torch.tensor(ends, dtype=torch.int32)])
         if added < 0 or len(bounds) > self.rows + 1 or batch["max_length_q"] > self.longest:
             return batch  # validation may have more, and longer ones
-        batch[self.REAL] = (taken, len(batch["cu_seq_lens_q"]) - 1)
+        batch[self.PADDING] = (added, len(ends))
         for name, value in (("input_ids", self.pad_id), ("labels", -100)):
             batch[name] = torch.nn.functional.pad(batch[name], (0, added), value=value)
         places = torch.arange(added, dtype=batch["position_ids"].dtype) % self.longest

@@ -27,7 +27,7 @@ def encode_file(path, chat, config):
     lines = dataset.prompt_lines(path)
     if len(lines) < ROWS_WORTH_PROCESSES or usable_cores() == 1:
         examples, left_out = dataset.encode_rows(dataset.prompts_in(path, lines), chat, config)
-        return Dataset(table_of(examples)), left_out
+        return data_set(examples), left_out
     pieces = [(path, lines[at : at + ROWS_A_PIECE]) for at in range(0, len(lines), ROWS_A_PIECE)]
     n_workers = min(len(pieces), usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) or 1)
     # spawn: fork would copy the threads of the libraries that are loaded by now.
@@ -73,6 +73,11 @@ class Piece:
     def encoded(cls, piece):
         examples, left_out = dataset.encode_rows(dataset.prompts_in(*piece), cls.chat, cls.config)
         return table_of(examples), left_out
+
+
+def data_set(examples):
+    """What training reads of encoded rows."""
+    return Dataset(table_of(examples))
 
 
 def table_of(examples):

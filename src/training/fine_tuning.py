@@ -89,7 +89,7 @@ def use(trainer, choice, config, kept):
     last = checkpoints.last_whole_checkpoint(kept)
     done = checkpoints.step_of(last) if last else 0
     begun = f"training {config.name}: {trainer.n_rows:,} rows, {trainer.plan.words}"
-    say(f"going on from step {checkpoints.step_of(last)}, kept in {last}" if last else begun)
+    say(f"going on from step {done}, kept in {last}" if last else begun)
     trainer.take_plan(trainer.plan.in_micro_batches(choice.chosen))
     trainer.micro_batch = choice
     micro_batch.keep(kept, choice, trainer.plan)
@@ -221,10 +221,9 @@ def make_trainer(config, task, chat, examples, folder):
     load_s = time.perf_counter() - began
     if precision == "float16" and config.train.bf16:
         say("this GPU has no bfloat16: training in float16")
-    rows = {split: token_rows(some) for split, some in examples.items()}
-    packing = loop.packing_is_correct(model, rows["train"], config.train)
-    plan = make_plan(config, rows["train"], packing)
-    selection = selection_for(task, chat, config, rows["val"])
+    packing = loop.packing_is_correct(model, examples["train"], config.train)
+    plan = make_plan(config, examples["train"], packing)
+    selection = selection_for(task, chat, config, examples["val"])
     if config.train.verdict_weight != 1.0 and not selection.branch:
         raise UserError(
             "train.verdict_weight: only a task whose checkpoint is picked by its verdicts can weight them; leave the "
@@ -233,8 +232,8 @@ def make_trainer(config, task, chat, examples, folder):
     trainer = loop.StewardTrainer(
         model=model,
         args=loop.arguments(config, plan, precision, folder),
-        train_dataset=rows["train"],
-        eval_dataset=rows["val"],
+        train_dataset=examples["train"],
+        eval_dataset=examples["val"],
         processing_class=chat.tokenizer,
         peft_config=adapter_settings(config),
         callbacks=loop.callbacks(config, selection),
@@ -247,15 +246,6 @@ def make_trainer(config, task, chat, examples, folder):
     trainer.precision = precision
     trainer.selection = selection
     return trainer
-
-
-def token_rows(examples):
-    """What training reads of examples, which may be a data set already."""
-    from datasets import Dataset
-
-    from training import encoding
-
-    return examples if isinstance(examples, Dataset) else Dataset(encoding.table_of(examples))
 
 
 def adapter_settings(config):

@@ -111,6 +111,7 @@ class StewardTrainer(SFTTrainer):
     selection = None
     compiled_layers = 0
     is_recorded = False
+    padding = (0, 0)  # tokens and rows so far that only fill batches up
 
     def take_plan(self, plan):
         """Train in micro-batches of this plan; rows a step stay."""
@@ -125,11 +126,12 @@ class StewardTrainer(SFTTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.args.verdict_weight != 1.0 and self.model.training:
             model = VerdictsWeighted(model, len(self.selection.branch.opening), self.args.verdict_weight)
-        real = inputs.pop(compiled.FixedShape.REAL, None)
+        tokens, rows = inputs.pop(compiled.FixedShape.PADDING, (0, 0))
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if real and self.model.training:
+        if self.model.training:
             # Padding is not counted; other processes have about as much of it as this one.
-            self._total_train_tokens -= n_processes() * (inputs["input_ids"].shape[1] - real[0])
+            self._total_train_tokens -= n_processes() * tokens
+            self.padding = (self.padding[0] + tokens, self.padding[1] + rows)
         return loss
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):

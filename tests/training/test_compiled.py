@@ -14,9 +14,10 @@ from common import ROOT
 from config import load_config
 from language_model import chat_template
 from measurements import _training_run
+from support.prompt_rows import prompt_rows
 from tasks import load_task
 from tasks.qod.synthetic import rows as qod_rows
-from training import compiled, duration, fine_tuning, micro_batch
+from training import compiled, duration, encoding, fine_tuning, micro_batch
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +27,9 @@ def made(tmp_path_factory):
     settings = ["train.packing=on", "train.max_seq_len=1024", "train.batch_size=4", "train.grad_accum=1"]
     config = load_config(ROOT / "configs" / "steward_mini.yaml", [*settings, "peft.dropout=0"], task.overlay)
     chat = chat_template.load_chat(config)
-    rows = [
-        {
-            "id": row["id"],
-            "prompt": task.messages(row["input"]),
-            "completion": [{"role": "assistant", "content": task.completion(row["output"])}],
-        }
-        for row in qod_rows(12, 1)
-    ]
+    rows = prompt_rows(task, qod_rows(12, 1))
     examples, _ = dataset.encode_rows(rows, chat, config)
-    rows = {"train": examples[:10], "val": examples[10:]}
+    rows = {"train": encoding.data_set(examples[:10]), "val": encoding.data_set(examples[10:])}
     trainer = fine_tuning.make_trainer(config, task, chat, rows, tmp_path_factory.mktemp("compiled") / "checkpoints")
     for weights in trainer.model.parameters():
         if weights.requires_grad:
@@ -48,7 +42,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def trainer(made, monkeypatch):
     """The same, everything that a test changes put back after it."""
-    for name in ("data_collator", "compute_loss", "plan", "precision", "compiled_layers", "is_recorded"):
+    for name in ("data_collator", "padding", "plan", "precision", "compiled_layers", "is_recorded"):
         monkeypatch.setattr(made, name, getattr(made, name))
     monkeypatch.setattr(made.args, "dataloader_num_workers", 0)
     yield made
@@ -77,7 +71,7 @@ def test_filled_up_batches_have_one_shape_and_teach_the_same(trainer):
     for batch in (full, small):
         bounds = batch["cu_seq_lens_q"]
         assert bounds[-1] == 2 * 1024 and bounds.diff().min() >= 0 and bounds.diff().max() <= shape.longest
-        assert (batch["labels"][0, batch[shape.REAL][0] :] == -100).all()
+        assert (batch["labels"][0, 2 * 1024 - batch[shape.PADDING][0] :] == -100).all()
     assert torch.allclose(gradients(trainer), plain, rtol=1e-4, atol=1e-6)
 
 
@@ -100,10 +94,10 @@ def test_what_validation_may_have_and_training_has_not_stays_as_it_is(trainer):
     shape = compiled.FixedShape(trainer)
     rows = [trainer.train_dataset[0], trainer.train_dataset[1]]
     shape.longest = 100
-    assert compiled.FixedShape.REAL not in shape(rows), "a row is longer than every training row"
+    assert compiled.FixedShape.PADDING not in shape(rows), "a row is longer than every training row"
     shape = compiled.FixedShape(trainer)
     shape.rows = 3
-    assert compiled.FixedShape.REAL not in shape(rows), "more rows than training packs"
+    assert compiled.FixedShape.PADDING not in shape(rows), "more rows than training packs"
 
 
 def test_the_loaders_process_leaves_signals_to_the_training(trainer, monkeypatch):
@@ -223,7 +217,7 @@ def test_the_measurement_counts_no_padding(trainer):
         del trainer.model._forward_pre_hooks[hook]
         trainer.model._forward_pre_hooks_with_kwargs.pop(hook, None)
     row = trainer.train_dataset[0]
-    assert (int(steps.tokens), int(steps.rows)) == (len(row["input_ids"]), len(row["seq_lengths"]))
+    assert steps.real() == (len(row["input_ids"]), len(row["seq_lengths"]))
 
 
 @pytest.mark.parametrize("change", [{"precision": "float32"}, {"packing": False}, {"checkpointing": True}, {}])

@@ -7,10 +7,11 @@ import dataset
 from common import ROOT
 from config import load_config
 from language_model import base_model, chat_template
+from support.prompt_rows import prompt_rows
 from tasks import load_task
 from tasks.crm.synthetic import rows as crm_rows
 from tasks.qod.synthetic import rows as qod_rows
-from training import fine_tuning, micro_batch, trainer
+from training import encoding, fine_tuning, micro_batch, trainer
 
 
 @pytest.fixture
@@ -31,16 +32,10 @@ def test_every_pass_before_the_first_step_runs_as_training_does(as_on_a_gpu, tmp
     task = load_task(name)
     config = load_config(ROOT / "configs" / "steward_mini.yaml", ["train.bf16=true", "train.eval_rows=1"], task.overlay)
     chat = chat_template.load_chat(config)
-    rows = [
-        {
-            "id": row["id"],
-            "prompt": task.messages(row["input"]),
-            "completion": [{"role": "assistant", "content": task.completion(row["output"])}],
-        }
-        for row in synthetic_rows(6, 1)
-    ]
+    rows = prompt_rows(task, synthetic_rows(6, 1))
     examples, _ = dataset.encode_rows(rows, chat, config)
-    made = fine_tuning.make_trainer(config, task, chat, {"train": examples[:4], "val": examples[4:]}, tmp_path)
+    data = {"train": encoding.data_set(examples[:4]), "val": encoding.data_set(examples[4:])}
+    made = fine_tuning.make_trainer(config, task, chat, data, tmp_path)
     assert {weights.dtype for weights in made.model.parameters()} == {torch.bfloat16, torch.float32}
     fine_tuning.use(made, micro_batch.MicroBatch(2, 2, "as said"), config, tmp_path)
     assert made.model.training
