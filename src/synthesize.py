@@ -22,7 +22,9 @@ def parse_args():
     parser.add_argument("--out", required=True, help="JSON Lines file to write")
     parser.add_argument("--seed", type=int, default=1, help="another seed gives other pairs (default 1)")
     parser.add_argument(
-        "--pool", default="train", help="train, test (values that train never shows) or all (default train)"
+        "--pool",
+        default="train",
+        help="train, test (values that train never shows), all, or another one that the task has (default train)",
     )
     parser.add_argument(
         "--reference",

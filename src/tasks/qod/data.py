@@ -1,5 +1,7 @@
 """A row of QoD requests: a sentence in, the body of createSession or what the sentence lacks out."""
 
+from tasks.qod.clock_reading import with_spans
+
 MOST_CHARACTERS = 4_000
 
 
@@ -19,7 +21,7 @@ def check_case(case):
 
 
 def user_text(case):
-    return case["request"]
+    return with_spans(case["request"])
 
 
 def plain_text(part):

@@ -2,7 +2,7 @@
 
 import re
 
-from tasks.qod.wording import plain
+from tasks.qod.wording import OPEN, plain
 
 NEWLINE = "\n"
 # What a form or a line of a machine looks like around its fields; the pools share none.
@@ -61,6 +61,9 @@ PHRASES = {
 
 
 def capital(text):
+    """A sentence with a capital letter; a value at its beginning stays as it is."""
+    if text.startswith(OPEN):
+        return text
     at = next((at for at, letter in enumerate(text) if letter.isalnum()), 0)
     return text[:at] + text[at].upper() + text[at + 1 :]
 

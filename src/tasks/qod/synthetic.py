@@ -1,6 +1,7 @@
 """Labelled requests without end: the answer is built first, then said in words.
 
-The same seed and row number always give the same request. The pools share neither wordings nor values.
+The same seed and row number always give the same request. The pools share neither wordings nor values; `validation` is
+training's with wordings that training does not show.
 """
 
 import random
@@ -11,9 +12,9 @@ from tasks.qod import facts, flaws, layouts, profiles
 from tasks.qod.facts import weighted
 from tasks.qod.typing_habits import typed
 from tasks.qod.values import SOURCES
-from tasks.qod.wording import LANGUAGES, POOLS, Voice, plain
+from tasks.qod.wording import LANGUAGES, LANGUAGES_TO_TRAIN, POOLS, VALIDATION, Voice, plain
 
-CHOICES = (*POOLS, "all")
+CHOICES = (*POOLS, "all", VALIDATION)
 USE_KINDS = tuple(profiles.PROFILE_OF_USE)
 LAYOUT_KINDS = tuple(layouts.LAYOUTS)
 USE_KIND_SHARE = 0.6
@@ -58,8 +59,8 @@ def drawn(rng, pool):
     """(kind, language, request, answer) of one row; a rare one that grew too long is drawn again."""
     while True:
         one = rng.choice(POOLS) if pool == "all" else pool
-        language = weighted(rng, LANGUAGES)
-        kind, text, answer = said(Voice(language, one, SOURCES[one], rng))
+        language = weighted(rng, LANGUAGES_TO_TRAIN if one == "train" else LANGUAGES)
+        kind, text, answer = said(Voice(language, one, SOURCES["test" if one == "test" else "train"], rng))
         request = plain(text) if kind in layouts.WRITTEN_BY_MACHINES else typed(text, rng)
         if len(request) <= MOST_CHARACTERS:
             return kind, language, request, answer
