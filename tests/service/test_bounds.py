@@ -135,9 +135,13 @@ def batches(client, most):
 
 def until_in_flight(client, n):
     """Wait until the service works on so many requests, but for this question."""
+    until_shown(client, f"steward_in_flight {n + 1}.0")
+
+
+def until_shown(client, metric):
     until = time.monotonic() + WITHIN_S
-    while f"steward_in_flight {n + 1}.0" not in client.get("/metrics").text:
-        assert time.monotonic() < until, "not under way"
+    while metric not in client.get("/metrics").text:
+        assert time.monotonic() < until, f"no {metric}"
         time.sleep(0.01)
 
 
@@ -165,7 +169,7 @@ def waiting(client, most):
         while not client.model.asked.is_set() and time.monotonic() < until:
             time.sleep(0.01)
         others = [pool.submit(client.post, "/match", json=PAIR) for _ in range(most)]
-        until_in_flight(client, most + 1)
+        until_shown(client, f"steward_queue_depth {most}.0")  # one that is in flight may not wait yet
         beyond = client.post("/match", json=PAIR).status_code
         gate.set()
         assert first.result().status_code == 200

@@ -33,8 +33,8 @@ def spans(request):
     at = 0
     while at + 1 < len(times) and len(found) < MOST_SPANS:
         begin, end = times[at : at + 2]
-        if end.start() - begin.end() <= MOST_BETWEEN and (minutes := between(begin, end)):
-            found.append(minutes)
+        if end.start() - begin.end() <= MOST_BETWEEN and (span := between(begin, end)):
+            found.append(span)
             at += 2
         else:
             at += 1
