@@ -10,11 +10,11 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import dataset
+from build_prompts import prompt_row
 from common import ROOT
 from config import load_config
 from language_model import chat_template
 from measurements import _training_run
-from support.prompt_rows import prompt_rows
 from tasks import load_task
 from tasks.qod.synthetic import rows as qod_rows
 from training import compiled, duration, encoding, fine_tuning, micro_batch
@@ -27,7 +27,7 @@ def made(tmp_path_factory):
     settings = ["train.packing=on", "train.max_seq_len=1024", "train.batch_size=4", "train.grad_accum=1"]
     config = load_config(ROOT / "configs" / "steward_mini.yaml", [*settings, "peft.dropout=0"], task.overlay)
     chat = chat_template.load_chat(config)
-    rows = prompt_rows(task, qod_rows(12, 1))
+    rows = [prompt_row(row, task) for row in qod_rows(12, 1)]
     examples, _ = dataset.encode_rows(rows, chat, config)
     rows = {"train": encoding.data_set(examples[:10]), "val": encoding.data_set(examples[10:])}
     trainer = fine_tuning.make_trainer(config, task, chat, rows, tmp_path_factory.mktemp("compiled") / "checkpoints")

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import dataset
+from build_prompts import prompt_row
 from common import ROOT
 from config import load_config
 from language_model import base_model, chat_template
-from support.prompt_rows import prompt_rows
 from tasks import load_task
 from tasks.crm.synthetic import rows as crm_rows
 from tasks.qod.synthetic import rows as qod_rows
@@ -32,7 +32,7 @@ def test_every_pass_before_the_first_step_runs_as_training_does(as_on_a_gpu, tmp
     task = load_task(name)
     config = load_config(ROOT / "configs" / "steward_mini.yaml", ["train.bf16=true", "train.eval_rows=1"], task.overlay)
     chat = chat_template.load_chat(config)
-    rows = prompt_rows(task, synthetic_rows(6, 1))
+    rows = [prompt_row(row, task) for row in synthetic_rows(6, 1)]
     examples, _ = dataset.encode_rows(rows, chat, config)
     data = {"train": encoding.data_set(examples[:4]), "val": encoding.data_set(examples[4:])}
     made = fine_tuning.make_trainer(config, task, chat, data, tmp_path)

@@ -60,7 +60,7 @@ def drawn(rng, pool):
     while True:
         one = rng.choice(POOLS) if pool == "all" else pool
         language = weighted(rng, LANGUAGES_TO_TRAIN if one == "train" else LANGUAGES)
-        kind, text, answer = said(Voice(language, one, SOURCES["test" if one == "test" else "train"], rng))
+        kind, text, answer = said(Voice(language, one, SOURCES[one], rng))
         request = plain(text) if kind in layouts.WRITTEN_BY_MACHINES else typed(text, rng)
         if len(request) <= MOST_CHARACTERS:
             return kind, language, request, answer

@@ -173,4 +173,4 @@ TRAIN = Source(
     ),
     months=("01", "03", "04", "06", "07", "09", "10", "12"),
 )
-SOURCES = {"train": TRAIN, "test": TEST}
+SOURCES = {"train": TRAIN, "validation": TRAIN, "test": TEST}
