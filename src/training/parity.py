@@ -12,6 +12,9 @@ N_PROMPTS = 64
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 NOISE_ALLOWED = 3
 CLEAR_MARGIN = 5  # limits by which a choice must lead before a change of it counts
+# Of so many choices one clear one may change: rounding alone turned one or two of 5,200 tokens where the mean
+# difference was a hundredth of the limit (LOG.md). Of 64 verdicts none may.
+CHOICES_A_CHANGE = 1000
 
 
 def load_merged(folder):
@@ -100,33 +103,41 @@ def compare(with_adapter, alone, noise, tolerance, what):
     """How far the merged model is from the adapter, and whether rounding explains it; `what` is being chosen.
 
     `noise` is how far the adapter model moves from itself when the same prompts come in batches: in a model whose own
-    arithmetic is that rough, nothing finer can be asked of the merged one.
+    arithmetic is that rough, nothing finer can be asked of the merged one. The same holds for the choices it changes.
     """
     pairs = list(zip(with_adapter.choices, alone.choices, strict=True))
     limit = max(tolerance, NOISE_ALLOWED * noise)
     mean_gap = probability_gap(with_adapter.choices, alone.choices)
     largest = max(abs(a[label] - b[label]) for a, b in pairs for label in a)
-    changed = [a for a, b in pairs if max(a, key=a.get) != max(b, key=b.get)]
-    clearly = sum(margin(shares) > CLEAR_MARGIN * limit for shares in changed)
+    changed, clearly = changes(with_adapter.choices, alone.choices, limit)
+    _, by_itself = changes(with_adapter.choices, with_adapter.choices_in_batches, limit)
+    allowed = max(len(pairs) // CHOICES_A_CHANGE, NOISE_ALLOWED * by_itself)
     n_answers = len(with_adapter.logprobs)
     logprob_gap = sum(abs(a - b) for a, b in zip(with_adapter.logprobs, alone.logprobs, strict=True)) / n_answers
     words = (
         f"{what} probabilities differ by {mean_gap:.2g} on average (limit {limit:.2g}, the adapter's own noise "
-        f"{noise:.2g}), {largest:.2g} at most; {len(changed)} of {len(pairs)} {what}s change, {clearly} of them clear "
-        f"ones; gold answers by {logprob_gap:.2g} nats a token"
+        f"{noise:.2g}), {largest:.2g} at most; {changed} of {len(pairs)} {what}s change, {clearly} of them clear ones "
+        f"({allowed} allowed); gold answers by {logprob_gap:.2g} nats a token"
     )
     return {
-        "passed": mean_gap <= limit and clearly == 0,
+        "passed": mean_gap <= limit and clearly <= allowed,
         "words": words,
         "prompts": n_answers,
         "mean_probability_gap": mean_gap,
         "max_probability_gap": largest,
-        f"{what}s_changed": len(changed),
+        f"{what}s_changed": changed,
         f"clear_{what}s_changed": clearly,
+        f"clear_{what}s_allowed": allowed,
         "answer_logprob_gap": logprob_gap,
         "noise": noise,
         "limit": limit,
     }
+
+
+def changes(some, others, limit):
+    """(choices that come out otherwise, those of them that were clear)."""
+    changed = [a for a, b in zip(some, others, strict=True) if max(a, key=a.get) != max(b, key=b.get)]
+    return len(changed), sum(margin(shares) > CLEAR_MARGIN * limit for shares in changed)
 
 
 def margin(shares):
