@@ -35,15 +35,26 @@ FIXED = {
     2700: "three quarters of an hour|dreiviertelstunde|trois quarts d'heure|tres cuartos de hora|tre quarti d'ora|"
     "três quartos de hora",
     900: "quarter of an hour|(?<!drei)viertelstunde|un quart d'heure|cuarto de hora|un quarto d'ora|um quarto de hora",
-    9000: "two and a half hours|zweieinhalb|deux heures et demie|dos horas y media|due ore e mezza|duas horas e meia",
+    9000: "two (?:hours )?and a half|zweieinhalb|deux heures et demie|dos horas y media|due ore e mezza|"
+    "duas horas e meia",
     5400: "an hour and a half|one and a half|anderthalb|eineinhalb|une heure et demie|una hora y media|"
     "un'ora e mezza|uma hora e meia",
-    1800: "half an hour|halbe stunde|demi-heure|media hora|mezz'ora|meia hora",
+    1800: "half an h(?:ou)?r|a half hour|halbe stunde|halbes stündchen|demi-heure|media hora|mezz'or(?:a|etta)|"
+    "meia hora",
+    4500: "hour and a quarter|one and a quarter|eineinviertel|stunde und eine viertel|une heure (?:et|un) quart|"
+    "hora y (?:un )?cuarto|ora e un quarto|hora e um quarto",
+    6300: "hour and three quarters|eindreiviertel|heure trois quarts|hora y tres cuartos|ora e tre quarti|"
+    "hora e três quartos",
+    12600: "three and a half|dreieinhalb|trois heures et demie|tres horas y media|tre ore e mezza|três horas e meia",
+    16200: "four and a half|viereinhalb|quatre heures et demie|cuatro horas y media|quattro ore e mezza|"
+    "quatro horas e meia",
+    19800: "five and a half|fünfeinhalb|cinq heures et demie|cinco horas y media|cinque ore e mezza|cinco horas e meia",
+    45000: "twelve and a half",
     43200: "half a day|halben tag|demi-journée|medio día|mezza giornata|meio dia",
-    86400: "full day|one day",
+    86400: "full day|one day|entire day|ganzen tag|journée entière|día entero|giornata intera|dia inteiro",
     3600: r"\ban hour|un'ora",
 }
-TIME = re.compile(r"(?<![\d.:])(\d{1,2})(?:[:.]| ?h ?)?(\d\d)?(?: ?(am|pm)\b)?(?! ?(?:min|mbit|kbit))", re.I)
+TIME = re.compile(r"(?<![\d.])(?<!\d:)(\d{1,2})(?:[:.]| ?h ?)?(\d\d)?(?: ?(am|pm)\b)?(?! ?(?:min|mbit|kbit))", re.I)
 
 
 def durations(text):
@@ -58,6 +69,8 @@ def durations(text):
         found.add(int(hours) * 3600 + int(minutes) * 60)
     for hours, minutes in re.findall(r"PT(?:(\d+)H)?(?:(\d+)M)?", text):
         found.add(int(hours or 0) * 3600 + int(minutes or 0) * 60)
+    for thousands, rest in re.findall(r"(?<![\d.,])(\d{1,2})[., ](\d{3}) ?(?:s\b|se[ckg])", text, re.I):
+        found.add(int(thousands) * 1000 + int(rest))
     return found | between_times(text)
 
 

@@ -12,8 +12,10 @@ BESIDE = {"person", "city", "invoice", "other_address", "price", "people", "date
 
 
 def slots(words):
-    """(key, alternatives) of every slot, the uses one by one."""
+    """(key, alternatives) of every slot that holds words alone, the uses one by one."""
     for key, value in words.items():
+        if key == "fixed_lengths":
+            continue
         yield from ((f"uses.{use}", texts) for use, texts in value.items()) if key == "uses" else [(key, value)]
 
 

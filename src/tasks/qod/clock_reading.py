@@ -9,9 +9,15 @@ MOST_BETWEEN = 40  # characters between the begin and the end of one span
 MOST_SPANS = 4
 DAY = 24 * 60
 HALF = r"(?P<{}>[ap])\.?\s?m\b\.?"
-BARE = r"(?=\s?(?:-|–|to|till|until|and)\s?\d{1,2}(?:[:.]\d\d)?\s?[ap]\.?\s?m\b)"  # the 9 of `9 to 11 pm`
+TO = (
+    "-|–|to|till|until|and|through|bis|bis genau|und|à|et|jusqu'à|et jusqu'à|a|y|al|alle|e|sino alle|às|até|até às|"
+    "hasta"
+)
+# The 9 of `9 to 11 pm` and of `9 to 17:30`.
+BARE = rf"(?=\s?(?:{TO})\s?\d{{1,2}}(?:(?:[:.]\d\d)?\s?[ap]\.?\s?m\b|\s?[:.h]\s?\d\d(?!\.?\d)))"
 TIME = re.compile(
-    r"(?<![\w.:/+])"  # a part of an address, of a date, of a longer number or of a word is none
+    # A part of an address, of a date, of a longer number or of a word is none; `slot:18:30` holds one.
+    r"(?<![\w./+])(?<![0-9a-f]{2}:)(?<![\s:]:)"
     r"(?P<hour>[01]?\d|2[0-4])"
     rf"(?:\s?(?:[:.h]|Uhr)\s?(?P<minute>[0-5]\d)(?:\s?(?:{HALF.format('half')}|(?:h|hrs|Uhr)\b))?"
     rf"|\s?{HALF.format('half_alone')}|\s?(?:h|hrs|heures|horas|Uhr)\b|{BARE})"

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tasks.qod import lengths, values
-from tasks.qod.wording import OPEN, kept
+from tasks.qod.wording import OPEN, kept, weighted
 
 DEVICE_FORMS = {
     "phone": 38,
@@ -41,10 +41,6 @@ class Fact:
     @property
     def for_form(self):
         return self.in_form or self.value
-
-
-def weighted(rng, table):
-    return rng.choices(list(table), weights=list(table.values()))[0]
 
 
 def corrected(voice, value, another):

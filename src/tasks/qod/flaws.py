@@ -2,8 +2,8 @@
 
 from tasks.qod import facts, lengths, values
 from tasks.qod.checks import LISTS, NAMES
-from tasks.qod.facts import Fact, weighted
-from tasks.qod.wording import kept
+from tasks.qod.facts import Fact
+from tasks.qod.wording import kept, weighted
 
 # (list, name): how often of a hundred
 FLAWS = {

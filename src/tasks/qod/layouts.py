@@ -8,15 +8,17 @@ NEWLINE = "\n"
 # What a form or a line of a machine looks like around its fields; the pools share none.
 MARKS = {
     "train": {
-        "key_value": (": ", ": ", " - ", ":", " -> ", "\t", " : ", " is "),
-        "form": ("{}. {}: {}", "{}. {}: {}", "{}) {}: {}", "#{} {}: {}", "{} {}: {}", "[{}] {}: {}"),
+        "key_value": (": ", ": ", " - ", ":", " -> ", "\t", " : ", " is ", " := ", " – ", "... ", " | "),
+        "form": ("{}. {}: {}", "{}. {}: {}", "{}) {}: {}", "#{} {}: {}", "{} {}: {}", "[{}] {}: {}", "{}/ {} – {}"),
         "yaml": ("request:", "session:", "qod:", "order:", "network_request:"),
         "json": (("{", ", ", "}"), ("{", ", ", "}"), ("{\n  ", ",\n  ", "\n}"), ("{ ", " , ", " }"), ("[{", ",", "}]")),
-        "table": (" | ", " | ", "\t", " || ", " / "),
+        "table": (" | ", " | ", "\t", " || ", " / ", " ¦ ", " :: ", " » ", " • ", " # ", "|"),
         "log": ("{} INFO qod-request", "{} qod-request", "{} gw01 request:", "<134>{} net", "{} NOTICE session wanted"),
         "command": ("qod open", "qodctl create", "$ session new", "./request.sh", "net reserve"),
         "calendar": ("* {}", "- {}", "{}", "[ ] {}"),
         "calendar_mark": (" / ", ", ", " | ", " * "),
+        "terse": ("; ", ", ", ". ", " - ", " / ", "\n"),
+        "terse_head": (": ", " - ", ", ", ". ", "\n"),
     },
     "test": {
         "key_value": (" = ",),
@@ -31,6 +33,9 @@ MARKS = {
     },
 }
 LATENCY_IN_SENTENCES = "latency_plain"  # German wants another case after `with`
+# In training alone, of the messages and of the chats.
+TERSE_SHARE = 0.15
+INTERVIEW_SHARE = 0.3
 
 
 # Prose
@@ -115,6 +120,8 @@ def with_asides(voice, sentences):
 def message(voice, facts):
     """A plain message: perhaps a greeting, the sentences, perhaps a good-bye."""
     rng = voice.rng
+    if voice.pool == "train" and said_facts(facts) and rng.random() < TERSE_SHARE:
+        return terse(voice, facts)
     sentences = with_asides(voice, prose(voice, facts))
     if rng.random() < 0.25:
         sentences.append(voice.say("closing"))
@@ -122,6 +129,31 @@ def message(voice, facts):
         sentences.append(voice.pick("emoji"))
     text = " ".join(sentences)
     return f"{voice.say('greeting')}{rng.choice((NEWLINE, ' '))}{text}" if rng.random() < 0.3 else text
+
+
+def terse(voice, facts):
+    """Hardly a word around the values: what it is for, then the rest in any order."""
+    rng = voice.rng
+    said = said_facts(facts)
+    rng.shuffle(said)
+    said.sort(key=lambda fact: fact.name != "use")
+    parts = [alone(voice, fact) for fact in said]
+    joint = marked(voice, "terse")
+    if said[0].name == "use" and len(parts) > 1:
+        parts[:2] = [capital(parts[0]) + marked(voice, "terse_head") + parts[1]]
+    return joint.join(parts)
+
+
+def alone(voice, fact):
+    """A fact as it can stand by itself: a length or a use needs no word before it, an address does."""
+    if fact.name in CLEAR_ALONE:
+        return bare(voice, fact) if fact.name == "vague" else fact.value
+    if voice.rng.random() < 0.5 and not fact.sentence:
+        return phrase(voice, fact)
+    return f"{label(voice, fact).lower()}{voice.rng.choice((' ', ' ', ': '))}{bare(voice, fact)}"
+
+
+CLEAR_ALONE = ("use", "named", "throughput", "latency", "duration", "clock", "vague")
 
 
 def plain_list(voice, facts):
@@ -166,6 +198,8 @@ def chat(voice, facts):
     """Lines of two people; the second one only nods."""
     rng = voice.rng
     asking = voice.source.person(rng).lower()
+    if voice.pool == "train" and rng.random() < INTERVIEW_SHARE:
+        return interview(voice, facts, asking)
     sentences = with_asides(voice, prose(voice, facts))
     lines = []
     at = 0
@@ -175,6 +209,14 @@ def chat(voice, facts):
         at += step
     if len(lines) > 1 and rng.random() < 0.6:
         lines.insert(1, f"{'support' if voice.pool == 'train' else 'helpdesk'}: ok")
+    return "\n".join(lines)
+
+
+def interview(voice, facts, asking):
+    """One asks for a fact after the other, the other says no more than that."""
+    lines = [f"{asking}: {voice.say('intro')}"]
+    for key, text in fields(voice, facts):
+        lines += [f"support: {key.rstrip(' ?:')}?", f"{asking}: {text}"]
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """How long a session lasts, in words, numbers, ISO 8601 or two clock times."""
 
-from tasks.qod.wording import kept
+from tasks.qod.wording import kept, weighted
 
 DAY = 86_400
 MINUTE_STEPS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 75, 80, 90, 100, 105, 120, 150, 180, 240)
@@ -8,7 +8,8 @@ MINUTE_STEPS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 75, 80, 90, 100, 
 
 def length(voice):
     """(seconds, text) of a session."""
-    make = voice.rng.choices(FORMS, weights=WEIGHTS)[0]
+    forms = dict(zip(FORMS, WEIGHTS, strict=True)) | (IN_TRAINING if voice.pool == "train" else {})
+    make = weighted(voice.rng, forms)
     seconds, text = make(voice)
     return seconds, kept(text)
 
@@ -69,6 +70,21 @@ def hours_and_minutes_in_digits(voice):
     return hours * 3600 + minutes * 60, form.format(hours, minutes)
 
 
+def hours_and_minutes_with_units(voice):
+    hours = voice.rng.randint(1, 12)
+    minutes = voice.rng.choice((*MINUTE_STEPS[:11], voice.rng.randint(1, 59)))
+    joint = voice.rng.choice((" ", f" {voice.words['join_units']} ", ", "))
+    first = with_unit(voice, hours, hours, "hour")
+    return hours * 3600 + minutes * 60, first + joint + with_unit(voice, minutes, minutes, "minute")
+
+
+def large_number_of_seconds(voice):
+    """With a mark between the thousands."""
+    seconds = voice.rng.randint(1_000, DAY)
+    mark = "," if voice.words["decimal"] == "." else voice.rng.choice((".", " "))
+    return seconds, f"{seconds:,}".replace(",", mark) + voice.rng.choice((" s", f" {voice.words['units'][1]}"))
+
+
 def decimal_hours(voice):
     quarters = voice.rng.choice((1, 2, 3, 5, 6, 7, 10, 14, 18, 30, voice.rng.randint(1, 40)))
     number = f"{quarters / 4:g}".replace(".", voice.words["decimal"])
@@ -86,6 +102,8 @@ FORMS = (
     *(seconds_in_digits, hours_and_minutes_in_digits, decimal_hours, iso),
 )
 WEIGHTS = (12, 16, 8, 5, 20, 13, 8, 9, 5, 8)
+IN_TRAINING = {hours_and_minutes_with_units: 8, large_number_of_seconds: 3}
+BARE_BEGIN_SHARE = 0.3  # in training, of the full hours before `17:30`
 
 
 def clock(voice):
@@ -97,7 +115,11 @@ def clock(voice):
     end = (begin + minutes) % 1440
     key = "clock_hour" if begin % 60 == end % 60 == 0 else "clock_time"
     form = voice.pick(key)
-    return minutes * 60, kept(time_of_day(form, begin)), kept(time_of_day(form, end))
+    first = time_of_day(form, begin)
+    is_full_hour = key == "clock_time" and "{H}" in form and begin and begin % 60 == 0
+    if voice.pool == "train" and is_full_hour and rng.random() < BARE_BEGIN_SHARE:
+        first = f"{begin // 60}"
+    return minutes * 60, kept(first), kept(time_of_day(form, end))
 
 
 def time_of_day(form, minutes):

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from common import UserError
 from tasks.qod import facts, flaws, layouts, profiles
-from tasks.qod.facts import weighted
 from tasks.qod.typing_habits import typed
 from tasks.qod.values import SOURCES
-from tasks.qod.wording import LANGUAGES, LANGUAGES_TO_TRAIN, POOLS, VALIDATION, Voice, plain
+from tasks.qod.wording import LANGUAGES, LANGUAGES_TO_TRAIN, POOLS, VALIDATION, Voice, plain, weighted
 
 CHOICES = (*POOLS, "all", VALIDATION)
 USE_KINDS = tuple(profiles.PROFILE_OF_USE)

@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 
 DOCUMENTATION_SHARE = 0.5  # of the addresses come from the blocks for examples
+NEAR_PRIVATE_SHARE = 0.3  # of the others begin as private ones do
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Source:
     people_names: tuple
     cities: tuple
     months: tuple
+    near_private: tuple = ()  # (first byte, smallest and largest second byte) of public addresses
 
     def phone(self, rng):
         """(country code, national digits)."""
@@ -31,7 +33,12 @@ class Source:
     def public_v4(self, rng):
         if rng.random() < DOCUMENTATION_SHARE:
             return f"{rng.choice(self.documentation)}.{rng.randint(1, 254)}"
-        return f"{rng.choice(self.first_bytes)}.{rng.randint(0, 255)}.{rng.randint(0, 255)}.{rng.randint(1, 254)}"
+        if self.near_private and rng.random() < NEAR_PRIVATE_SHARE:
+            first, low, high = rng.choice(self.near_private)
+            start = f"{first}.{rng.randint(low, high)}"
+        else:
+            start = f"{rng.choice(self.first_bytes)}.{rng.randint(0, 255)}"
+        return f"{start}.{rng.randint(0, 255)}.{rng.randint(1, 254)}"
 
     def private_v4(self, rng):
         first, low, high = rng.choice(self.private)
@@ -172,5 +179,10 @@ TRAIN = Source(
         "Malaga Ghent Zagreb".split()
     ),
     months=("01", "03", "04", "06", "07", "09", "10", "12"),
+    # Where every 192 is private, a public 192 is taken for a private address.
+    near_private=(
+        *((192, 1, 87), (192, 89, 167), (192, 169, 255)),
+        *((172, 0, 15), (172, 32, 255), (198, 20, 50), (203, 1, 255)),
+    ),
 )
 SOURCES = {"train": TRAIN, "validation": TRAIN, "test": TEST}

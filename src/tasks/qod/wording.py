@@ -34,6 +34,10 @@ def plain(text):
     return text.replace(OPEN, "").replace(CLOSE, "")
 
 
+def weighted(rng, table):
+    return rng.choices(list(table), weights=list(table.values()))[0]
+
+
 @functools.cache
 def wordings(language, pool):
     """{key: alternatives} of one language and one pool; the uses lie below `uses`."""
@@ -56,6 +60,7 @@ def add_more(found, more, pool):
     """The further alternatives that the pool has; validation has none beside them, where there are some."""
     for use, texts in more.pop("uses", {}).items():
         found["uses"][use] = of_pool(found["uses"][use], texts, pool)
+    found["fixed_lengths"] = found["fixed_lengths"] | more.pop("fixed_lengths")
     for key, texts in more.items():
         found[key] = of_pool(found.get(key, []), texts, pool)
 
