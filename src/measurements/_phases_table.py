@@ -42,7 +42,16 @@ def phases_table(folder):
 def ablations_table(folder):
     """A row a setting, in the order of their names; None where nothing was measured."""
     found = runs(folder)
-    return table_of(folder, {name: name.replace("_", " ") for name in sorted({key[0] for key in found})})
+    return table_of(folder, {name: name.replace("_", " ") for name in sorted({key[0] for key in found}, key=by_number)})
+
+
+def by_number(name):
+    """rows_200 before rows_1000."""
+    words, _, last = name.rpartition("_")
+    try:
+        return words, float(last), ""
+    except ValueError:
+        return name, 0.0, last
 
 
 def table_of(folder, titles):

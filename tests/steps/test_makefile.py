@@ -214,6 +214,22 @@ def test_wrong_words_are_named(project, words, said):
     assert said in make(project, *words, good=False)
 
 
+def test_the_demo_of_the_second_task_has_all_phases(project):
+    output = make(project, "--dry-run", "demo", "TASK=qod")
+    ran = list(dict.fromkeys(steps(output)))
+    assert ran == [
+        "prepare_splits",
+        "build_prompts",
+        "sft_train",
+        "evaluate_kpis",
+        "build_preferences",
+        "dpo_train",
+        "make_report",
+    ]
+    assert "peft.start_from=models/qod-smollm2_135m" in output
+    assert all("demo/" in line for line in output.splitlines() if "--out" in line)
+
+
 def test_a_failing_step_fails_the_target_and_leaves_no_result(project):
     data = project / "data" / "all.jsonl"
     whole = data.read_text()
@@ -244,7 +260,7 @@ def test_clean_removes_what_was_made_and_nothing_else(project):
         for path in (project / folder).rglob("*")
         if path.is_file()
     }
-    shipped = {name for name in left if name.startswith(("models/steward-mini/", "models/crm-smollm2_135m/"))}
+    shipped = {name for name in left if name.startswith(("models/steward-mini/", "models/crm-", "models/qod-"))}
     assert "models/steward-mini/model.safetensors" in shipped
     assert "models/crm-smollm2_135m/adapter_model.safetensors" in shipped
     left -= shipped
