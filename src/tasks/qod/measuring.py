@@ -1,4 +1,4 @@
-"""What src/measurements asks of this task: bodies for a judge made from the official API, and odd requests."""
+"""What src/measurements asks of this task: bodies for a judge made from the official API, odd requests, test rows."""
 
 import re
 from pathlib import Path
@@ -26,6 +26,8 @@ NOT_IN_THE_BODY = {
     "409.1": STATE,
     "422.1": STATE,
 }
+# What the phases of training are picked and measured by: two pools of the generator, and rows that it did not write.
+PHASES = {"validation": "validation", "test": "test", "by_hand": FOLDER / "by_hand.jsonl"}
 # Inputs that no model is asked about.
 UNREADABLE = {
     "empty": {"request": ""},
