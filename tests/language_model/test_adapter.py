@@ -12,6 +12,7 @@ from common import ROOT, UserError, WorkFailed, read_json, sha256_file, write_js
 from config import load_config
 from constrained_decode import llama_cpp, load_engine, sglang, vllm
 from language_model import adapter, chat_template, hub, model_folder
+from language_model.base_model import has_bfloat16_arithmetic
 from language_model.verdict_branch import find_branch, verdict_probabilities
 from service import answering
 from tasks import load_task
@@ -76,10 +77,11 @@ def test_adapter_folded_merged_and_beside_its_base_decide_alike(trained):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    coarse = 1e-2 if has_bfloat16_arithmetic() else None  # then a CPU calculates in it
     merged = shares(trained.merged, trained.config)
     shipped = shares(trained.shipped, trained.config)
     for one, other in zip(merged, shipped, strict=True):
-        assert one == pytest.approx(other, abs=2e-3)
+        assert one == pytest.approx(other, abs=coarse or 2e-3)
     base = AutoModelForCausalLM.from_pretrained(trained.base)
     beside = PeftModel.from_pretrained(base, trained.lora).eval()
     chat = chat_template.load_chat(trained.config)
@@ -87,7 +89,7 @@ def test_adapter_folded_merged_and_beside_its_base_decide_alike(trained):
     folded = adapter.folded(trained.lora).eval()
     again = verdict_probabilities(folded, chat.prompts_ids(CASES), find_branch(chat, TASK), chat.pad_id)
     for one, other in zip(found, again, strict=True):
-        assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-4)
+        assert list(one.values()) == pytest.approx(list(other.values()), abs=coarse or 1e-4)
     without = verdict_probabilities(
         AutoModelForCausalLM.from_pretrained(trained.base).eval(),
         chat.prompts_ids(CASES),

@@ -31,7 +31,7 @@ def test_every_run_has_a_row_for_the_script_that_made_it():
 
 
 def test_every_file_stands_in_the_table_of_runs():
-    names = re.findall(r"`((?:\w+/)?[\w<>]+(?:\.(?:transfer|synthetic))?\.json)`", TEXT)
+    names = re.findall(r"`((?:\w+/)*[\w<>]+(?:\.(?:transfer|synthetic))?\.json)`", TEXT)
     patterns = [re.compile(re.sub(r"<\w+>", r"\\w+", re.escape(name))) for name in names]
     files = [str(path.relative_to(FOLDER)) for path in MANIFESTS]
     assert [name for name in files if not any(pattern.fullmatch(name) for pattern in patterns)] == []
