@@ -8,8 +8,7 @@ MINUTE_STEPS = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 75, 80, 90, 100, 
 
 def length(voice):
     """(seconds, text) of a session."""
-    forms = dict(zip(FORMS, WEIGHTS, strict=True)) | (IN_TRAINING if voice.pool == "train" else {})
-    make = weighted(voice.rng, forms)
+    make = weighted(voice.rng, FORMS | IN_TRAINING if voice.pool == "train" else FORMS)
     seconds, text = make(voice)
     return seconds, kept(text)
 
@@ -97,11 +96,19 @@ def iso(voice):
     return hours * 3600 + minutes * 60, f"PT{f'{hours}H' if hours else ''}{f'{minutes}M' if minutes else ''}"
 
 
-FORMS = (
-    *(fixed, hours_in_words, minutes_in_words, hours_and_minutes_in_words, minutes_in_digits, hours_in_digits),
-    *(seconds_in_digits, hours_and_minutes_in_digits, decimal_hours, iso),
-)
-WEIGHTS = (12, 16, 8, 5, 20, 13, 8, 9, 5, 8)
+# How often each is drawn, in both pools and in training beside them.
+FORMS = {
+    fixed: 12,
+    hours_in_words: 16,
+    minutes_in_words: 8,
+    hours_and_minutes_in_words: 5,
+    minutes_in_digits: 20,
+    hours_in_digits: 13,
+    seconds_in_digits: 8,
+    hours_and_minutes_in_digits: 9,
+    decimal_hours: 5,
+    iso: 8,
+}
 IN_TRAINING = {hours_and_minutes_with_units: 8, large_number_of_seconds: 3}
 BARE_BEGIN_SHARE = 0.3  # in training, of the full hours before `17:30`
 
